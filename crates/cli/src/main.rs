@@ -1,0 +1,2 @@
+//! The `maru` program.
+fn main() {}

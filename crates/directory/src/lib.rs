@@ -1,0 +1,1 @@
+//! The index of Maru as a pure state machine.

@@ -1,0 +1,1 @@
+//! The shared memory of Maru: devices, identity headers, mappings, page views.

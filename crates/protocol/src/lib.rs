@@ -1,0 +1,1 @@
+//! What travels between an instance and the server of Maru.
