@@ -1,1 +1,29 @@
-//! What travels between an instance and the server of Maru.
+//! What travels between an instance and the server: keys, locations, requests, replies, framing.
+//!
+//! An instance opens a connection, sends [`Hello`], gets [`Welcome`], and then sends
+//! [`Request`]s, each answered by one [`Reply`] with the same sequence number. `docs/wire.md`
+//! draws the bytes; a test there and here pins them.
+//!
+//! This crate knows nobody and does no I/O: it turns values into frames and frames into values.
+
+mod frame;
+mod key;
+mod location;
+mod message;
+mod refusal;
+mod report;
+
+pub use frame::{
+    FRAME_BYTES_MAX, Frame, FrameError, FrameKind, HEADER_LEN, Header, VERSION, decode, encode,
+};
+pub use key::{KEY_LEN_MAX, Key, KeyError};
+pub use location::{Generation, Handle, Location, RegionId};
+pub use message::{
+    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Device, Hello, Limits, Presence,
+    ReleaseOutcome, Reply, Request, ReserveOutcome, Resume, Secret, SessionId, Topology, Welcome,
+};
+pub use refusal::Refusal;
+pub use report::{
+    Counters, EntryInfo, EntryPage, HolderInfo, HolderPage, HoldingKind, RegionInfo, SessionInfo,
+    Stats,
+};

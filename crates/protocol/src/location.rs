@@ -1,0 +1,60 @@
+//! Where a chunk lies.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Names one region of the pool for as long as the server lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RegionId(pub u32);
+
+impl fmt::Display for RegionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// One use of a page. Each grant of a page gets a number that no other grant in the pool ever had,
+/// so a handle from an earlier use can be told from the present one (rule 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Generation(pub u64);
+
+/// Names one grant of one page, whoever holds it: a reservation or a resident entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Handle {
+    /// The region the page lies in.
+    pub region: RegionId,
+    /// Where the page begins, in bytes from the start of the pool's address range.
+    pub offset: u64,
+    /// Which grant of the page.
+    pub generation: Generation,
+}
+
+/// Where a chunk lies: a [`Handle`] and how many bytes of the page are the chunk's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Location {
+    /// The page.
+    pub handle: Handle,
+    /// The chunk's length in bytes; at most the page's.
+    pub length: u64,
+}
+
+impl Location {
+    /// The location of `length` bytes at `handle`.
+    #[must_use]
+    pub const fn new(handle: Handle, length: u64) -> Self {
+        Self { handle, length }
+    }
+
+    /// Where the chunk begins, in bytes from the start of the pool's address range.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.handle.offset
+    }
+
+    /// Which grant of the page.
+    #[must_use]
+    pub const fn generation(&self) -> Generation {
+        self.handle.generation
+    }
+}
