@@ -1,1 +1,35 @@
-//! The index of Maru as a pure state machine.
+//! The shared index: which key lies where, who reads it, who may write.
+//!
+//! A pure state machine. [`Directory::apply`] takes a request of a session and returns the reply;
+//! [`Directory::tick`] lets time pass. There is no clock, thread, socket, file or random source in
+//! here: whoever drives the directory brings the time and the secrets, so tests, the fuzzer and
+//! the server all drive the same functions.
+//!
+//! What must hold after every step is written down once, in [`rules`].
+
+mod config;
+mod directory;
+mod entries;
+mod eviction;
+mod pages;
+mod reclaim;
+mod report;
+mod room;
+pub mod rules;
+mod sessions;
+
+pub use config::{Config, ConfigError, DeviceSpan, Geometry, Millis};
+pub use directory::{Directory, Opened};
+pub use entries::EntryId;
+pub use eviction::{EvictionPolicy, Lru, QueueId};
+pub use reclaim::Tick;
+
+/// All pages start and end on this boundary, in bytes: no cache line or memory page has two owners,
+/// and direct I/O from a page works.
+pub const PAGE_ALIGN: u64 = 4096;
+
+/// The most pins a session may hold: with the limit on sessions, no entry's count can overflow.
+pub const PINS_PER_SESSION_MAX: u64 = 1 << 21;
+
+/// The most sessions a directory may be configured for; see [`PINS_PER_SESSION_MAX`].
+pub const SESSIONS_MAX: u32 = 1024;

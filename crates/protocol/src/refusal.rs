@@ -76,12 +76,14 @@ pub enum Refusal {
         /// The largest page, in bytes.
         max: u64,
     },
-    /// A pin count must be at least one and must not overflow.
-    #[error("a pin count of {pins} is impossible: 1 to {max}")]
-    PinCount {
-        /// What was asked for.
+    /// Pins of no unit, or more than a session may hold.
+    #[error("{pins} pins on each key are impossible: at least 1, and with the {held} held at most {max}")]
+    Pins {
+        /// What was asked for on each key.
         pins: u32,
-        /// The largest count.
-        max: u32,
+        /// What the session holds.
+        held: u64,
+        /// What a session may hold.
+        max: u64,
     },
 }

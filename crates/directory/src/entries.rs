@@ -1,0 +1,140 @@
+//! Key to entry: a hash table of numbers into a slab.
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+use maru_protocol::Key;
+use slab::Slab;
+use std::hash::BuildHasher;
+
+use crate::Millis;
+use crate::eviction::QueueId;
+use crate::pages::PageAt;
+use crate::sessions::{InstanceId, ReservationId};
+
+/// The number of an entry; used again after the entry is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId(pub(crate) u32);
+
+impl EntryId {
+    /// The number, as an index into tables that run beside the entries.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A key that is resident, or being written, or both.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: Box<[u8]>,
+    hash: u64,
+    pub(crate) resident: Option<Resident>,
+    /// Pins of all sessions together.
+    pub(crate) pins: u32,
+    /// The first of the reservations for this key; each names the next.
+    pub(crate) writers: Option<ReservationId>,
+}
+
+/// What readers find.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resident {
+    pub(crate) page: PageAt,
+    /// The chunk's length in bytes.
+    pub(crate) length: u32,
+    pub(crate) writer: InstanceId,
+    pub(crate) queue: QueueId,
+    /// When it was last used.
+    pub(crate) touched: Millis,
+}
+
+/// All entries.
+#[derive(Debug)]
+pub(crate) struct Entries {
+    table: HashTable<EntryId>,
+    slab: Slab<Entry>,
+    hasher: FixedState,
+}
+
+impl Entries {
+    pub(crate) fn new(hash_seed: u64) -> Self {
+        let hasher = FixedState::with_seed(hash_seed);
+        Self {
+            table: HashTable::new(),
+            slab: Slab::new(),
+            hasher,
+        }
+    }
+
+    pub(crate) fn find(&self, key: Key<'_>) -> Option<EntryId> {
+        let same = |id: &EntryId| *self.slab[id.index()].key == *key.bytes();
+        self.table
+            .find(self.hasher.hash_one(key.bytes()), same)
+            .copied()
+    }
+
+    /// Finds the entry of `key`, or makes one that is neither resident nor being written.
+    pub(crate) fn find_or_insert(&mut self, key: Key<'_>) -> EntryId {
+        let hash = self.hasher.hash_one(key.bytes());
+        let Self { table, slab, .. } = self;
+        let same = |id: &EntryId| *slab[id.index()].key == *key.bytes();
+        if let Some(id) = table.find(hash, same) {
+            return *id;
+        }
+        let key = key.bytes().into();
+        let index = slab.insert(Entry {
+            key,
+            hash,
+            resident: None,
+            pins: 0,
+            writers: None,
+        });
+        let id = EntryId(u32::try_from(index).expect("a pool has fewer than 2^32 pages"));
+        table.insert_unique(hash, id, |id| slab[id.index()].hash);
+        id
+    }
+
+    /// Forgets the entry if it is neither resident nor being written.
+    pub(crate) fn remove_if_empty(&mut self, id: EntryId) {
+        let entry = &self.slab[id.index()];
+        if entry.resident.is_none() && entry.writers.is_none() {
+            if let Ok(found) = self.table.find_entry(entry.hash, |other| *other == id) {
+                found.remove();
+            }
+            self.slab.remove(id.index());
+        }
+    }
+
+    pub(crate) fn get(&self, id: EntryId) -> &Entry {
+        &self.slab[id.index()]
+    }
+
+    pub(crate) fn get_mut(&mut self, id: EntryId) -> &mut Entry {
+        &mut self.slab[id.index()]
+    }
+
+    /// The entry with this number, if there is one now.
+    pub(crate) fn at(&self, index: usize) -> Option<&Entry> {
+        self.slab.get(index)
+    }
+
+    /// One more than the highest number that may be in use.
+    pub(crate) fn end(&self) -> usize {
+        self.slab.capacity()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(crate) fn table_len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (EntryId, &Entry)> {
+        // The numbers were made from u32 in `find_or_insert`.
+        #[expect(clippy::cast_possible_truncation)]
+        self.slab
+            .iter()
+            .map(|(index, entry)| (EntryId(index as u32), entry))
+    }
+}

@@ -1,0 +1,411 @@
+//! Regions and their pages: which page is in which state, and where a free one is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use maru_protocol::{Generation, Handle, RegionId};
+
+use crate::entries::EntryId;
+use crate::sessions::{InstanceId, ReservationId};
+use crate::{ConfigError, Geometry, Millis, PAGE_ALIGN, QueueId};
+
+/// One page: a region and the page's place in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PageAt {
+    pub(crate) region: u32,
+    pub(crate) index: u32,
+}
+
+/// Rule 1: a page is in exactly one state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PageState {
+    Free,
+    Reserved(ReservationId),
+    Resident(EntryId),
+    Quarantined,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page {
+    pub(crate) generation: Generation,
+    pub(crate) state: PageState,
+}
+
+/// Pages by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) reserved: u64,
+    pub(crate) resident: u64,
+    pub(crate) quarantined: u64,
+}
+
+impl Tally {
+    pub(crate) const fn used(self) -> u64 {
+        self.reserved + self.resident + self.quarantined
+    }
+
+    fn slot(&mut self, state: PageState) -> Option<&mut u64> {
+        match state {
+            PageState::Free => None,
+            PageState::Reserved(_) => Some(&mut self.reserved),
+            PageState::Resident(_) => Some(&mut self.resident),
+            PageState::Quarantined => Some(&mut self.quarantined),
+        }
+    }
+
+    fn change(&mut self, from: PageState, to: PageState, unit: u64) {
+        if let Some(count) = self.slot(from) {
+            *count -= unit;
+        }
+        if let Some(count) = self.slot(to) {
+            *count += unit;
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    /// The size it is cut for; 0 while it is cut for none.
+    pub(crate) page_bytes: u64,
+    /// Pages that were used since the region was cut; those behind them are free.
+    pub(crate) pages: Vec<Page>,
+    /// Pages among these that are free again.
+    pub(crate) free: Vec<u32>,
+    pub(crate) tally: Tally,
+    /// Resident pages with a pin.
+    pub(crate) pinned: u64,
+    /// When one of its pages was last used.
+    pub(crate) touched: Millis,
+}
+
+impl Region {
+    pub(crate) fn capacity(&self) -> u64 {
+        self.bytes.checked_div(self.page_bytes).unwrap_or(0)
+    }
+
+    pub(crate) fn free_pages(&self) -> u64 {
+        self.capacity() - self.tally.used()
+    }
+
+    /// Whether eviction alone would empty it.
+    pub(crate) fn can_be_vacated(&self) -> bool {
+        self.tally.used() == self.tally.resident && self.pinned == 0
+    }
+}
+
+/// The regions that are cut for one page size.
+#[derive(Debug, Default)]
+pub(crate) struct Class {
+    pub(crate) regions: BTreeSet<u32>,
+    /// Those with a free page. The lowest is used first, so that high ones run empty.
+    open: BTreeSet<u32>,
+    pub(crate) free_pages: u64,
+    /// The eviction queues of this size: one for all, and one for each writer with a budget.
+    pub(crate) queues: Vec<Queue>,
+}
+
+impl Class {
+    /// Resident pages without a pin.
+    pub(crate) fn evictable(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.evictable).sum()
+    }
+}
+
+/// Entries of one page size, and of one writer if that has a budget.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) owner: Option<InstanceId>,
+    pub(crate) id: QueueId,
+    /// How many of them have no pin.
+    pub(crate) evictable: u64,
+}
+
+/// All pages of the pool.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    pub(crate) regions: Vec<Region>,
+    /// Regions that are cut for no size.
+    pub(crate) uncut: BTreeSet<u32>,
+    pub(crate) classes: BTreeMap<u64, Class>,
+    pub(crate) tally: Tally,
+    /// The same in bytes.
+    pub(crate) tally_bytes: Tally,
+    pub(crate) capacity_bytes: u64,
+    largest_region: u64,
+    next_generation: u64,
+    free_queues: Vec<QueueId>,
+    queues_made: u32,
+}
+
+impl Pages {
+    pub(crate) fn new(geometry: &Geometry, epoch: u64) -> Result<Self, ConfigError> {
+        let regions: Vec<Region> = geometry
+            .regions()?
+            .into_iter()
+            .map(|(offset, bytes)| Region {
+                offset,
+                bytes,
+                page_bytes: 0,
+                pages: Vec::new(),
+                free: Vec::new(),
+                tally: Tally::default(),
+                pinned: 0,
+                touched: Millis::default(),
+            })
+            .collect();
+        let count = u32::try_from(regions.len()).unwrap_or(u32::MAX);
+        Ok(Self {
+            uncut: (0..count).collect(),
+            classes: BTreeMap::new(),
+            tally: Tally::default(),
+            tally_bytes: Tally::default(),
+            capacity_bytes: regions.iter().map(|region| region.bytes).sum(),
+            largest_region: regions.iter().map(|region| region.bytes).max().unwrap_or(0),
+            regions,
+            next_generation: epoch << 32,
+            free_queues: Vec::new(),
+            queues_made: 0,
+        })
+    }
+
+    /// The largest page that any region could be cut for, in bytes.
+    pub(crate) fn page_bytes_max(&self) -> u64 {
+        self.largest_region
+    }
+
+    pub(crate) const fn next_generation(&self) -> u64 {
+        self.next_generation
+    }
+
+    pub(crate) fn region(&self, at: PageAt) -> &Region {
+        &self.regions[at.region as usize]
+    }
+
+    pub(crate) fn region_mut(&mut self, at: PageAt) -> &mut Region {
+        &mut self.regions[at.region as usize]
+    }
+
+    pub(crate) fn get(&self, at: PageAt) -> Page {
+        self.region(at).pages[at.index as usize]
+    }
+
+    pub(crate) fn page_bytes(&self, at: PageAt) -> u64 {
+        self.region(at).page_bytes
+    }
+
+    pub(crate) fn class_mut(&mut self, at: PageAt) -> &mut Class {
+        let size = self.page_bytes(at);
+        self.classes
+            .get_mut(&size)
+            .expect("a cut region's size has a class")
+    }
+
+    pub(crate) fn handle(&self, at: PageAt) -> Handle {
+        let region = self.region(at);
+        Handle {
+            region: RegionId(at.region),
+            offset: region.offset + u64::from(at.index) * region.page_bytes,
+            generation: self.get(at).generation,
+        }
+    }
+
+    /// The page that `handle` names, if it is still granted under that generation (rule 8).
+    pub(crate) fn find(&self, handle: Handle) -> Option<(PageAt, PageState)> {
+        let region = self.regions.get(handle.region.0 as usize)?;
+        let inside = handle.offset.checked_sub(region.offset)?;
+        if region.page_bytes == 0 || !inside.is_multiple_of(region.page_bytes) {
+            return None;
+        }
+        let index = inside / region.page_bytes;
+        let page = region.pages.get(usize::try_from(index).ok()?)?;
+        if page.generation != handle.generation || page.state == PageState::Free {
+            return None;
+        }
+        let at = PageAt {
+            region: handle.region.0,
+            index: u32::try_from(index).ok()?,
+        };
+        Some((at, page.state))
+    }
+
+    /// Free pages of this size in regions that are cut for it.
+    pub(crate) fn free_pages(&self, page_bytes: u64) -> u64 {
+        self.classes
+            .get(&page_bytes)
+            .map_or(0, |class| class.free_pages)
+    }
+
+    /// An uncut region that at least one page of this size fits into.
+    pub(crate) fn uncut_region(&self, page_bytes: u64) -> Option<u32> {
+        let fits = |region: &&u32| self.regions[**region as usize].bytes >= page_bytes;
+        self.uncut.iter().find(fits).copied()
+    }
+
+    /// Cuts an uncut region into pages of this size.
+    pub(crate) fn cut(&mut self, index: u32, page_bytes: u64) {
+        let region = &mut self.regions[index as usize];
+        self.uncut.remove(&index);
+        region.page_bytes = page_bytes;
+        let class = self.classes.entry(page_bytes).or_default();
+        class.regions.insert(index);
+        class.open.insert(index);
+        class.free_pages += region.capacity();
+    }
+
+    /// Takes a free page of this size, for the reservation to come, and begins its generation.
+    pub(crate) fn take(&mut self, page_bytes: u64, reservation: ReservationId) -> Option<PageAt> {
+        let index = self.classes.get(&page_bytes)?.open.first().copied()?;
+        let region = &mut self.regions[index as usize];
+        let page = region.free.pop().unwrap_or_else(|| {
+            let generation = Generation(0);
+            region.pages.push(Page {
+                generation,
+                state: PageState::Free,
+            });
+            // A region has fewer than 2^32 pages: it is at most 1 GiB, and a page at least 4 KiB.
+            #[expect(clippy::cast_possible_truncation)]
+            let last = (region.pages.len() - 1) as u32;
+            last
+        });
+        let at = PageAt {
+            region: index,
+            index: page,
+        };
+        region.pages[page as usize].generation = Generation(self.next_generation);
+        self.next_generation += 1;
+        self.set(at, PageState::Reserved(reservation));
+        Some(at)
+    }
+
+    /// Moves a page to another state, with all the books. The region goes back to the pool when its
+    /// last page is free.
+    pub(crate) fn set(&mut self, at: PageAt, to: PageState) {
+        let region = &mut self.regions[at.region as usize];
+        let page = &mut region.pages[at.index as usize];
+        let from = std::mem::replace(&mut page.state, to);
+        region.tally.change(from, to, 1);
+        self.tally.change(from, to, 1);
+        self.tally_bytes.change(from, to, region.page_bytes);
+        let class = self.classes.get_mut(&region.page_bytes);
+        let class = class.expect("a cut region's size has a class");
+        match (from, to) {
+            (PageState::Free, PageState::Free) => {}
+            (PageState::Free, _) => {
+                class.free_pages -= 1;
+                if region.free_pages() == 0 {
+                    class.open.remove(&at.region);
+                }
+            }
+            (_, PageState::Free) => {
+                region.free.push(at.index);
+                class.free_pages += 1;
+                class.open.insert(at.region);
+                if region.tally.used() == 0 {
+                    self.uncut(at.region);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes an empty region back from its page size.
+    fn uncut(&mut self, index: u32) {
+        let region = &mut self.regions[index as usize];
+        let page_bytes = region.page_bytes;
+        let capacity = region.capacity();
+        (region.pages, region.free, region.page_bytes) = (Vec::new(), Vec::new(), 0);
+        self.uncut.insert(index);
+        let class = self
+            .classes
+            .get_mut(&page_bytes)
+            .expect("a cut region's size has a class");
+        class.regions.remove(&index);
+        class.open.remove(&index);
+        class.free_pages -= capacity;
+        if class.regions.is_empty() {
+            self.free_queues
+                .extend(class.queues.iter().map(|queue| queue.id));
+            self.classes.remove(&page_bytes);
+        }
+    }
+
+    /// The eviction queue for pages like `at` that `owner` wrote; `None` for writers without budget.
+    pub(crate) fn queue_for(&mut self, at: PageAt, owner: Option<InstanceId>) -> QueueId {
+        let known = self
+            .class_mut(at)
+            .queues
+            .iter()
+            .find(|queue| queue.owner == owner);
+        if let Some(queue) = known {
+            return queue.id;
+        }
+        let id = self.free_queues.pop().unwrap_or_else(|| {
+            self.queues_made += 1;
+            QueueId(self.queues_made - 1)
+        });
+        self.class_mut(at).queues.push(Queue {
+            owner,
+            id,
+            evictable: 0,
+        });
+        id
+    }
+
+    /// The queue of a resident page.
+    pub(crate) fn queue_mut(&mut self, at: PageAt, id: QueueId) -> &mut Queue {
+        let queues = &mut self.class_mut(at).queues;
+        queues
+            .iter_mut()
+            .find(|queue| queue.id == id)
+            .expect("a queue lives while it has entries")
+    }
+
+    /// Forgets the queues of an instance that has nothing in the pool.
+    pub(crate) fn forget_owner(&mut self, owner: InstanceId) {
+        let Self {
+            classes,
+            free_queues,
+            ..
+        } = self;
+        for class in classes.values_mut() {
+            let gone = class
+                .queues
+                .extract_if(.., |queue| queue.owner == Some(owner));
+            free_queues.extend(gone.map(|queue| queue.id));
+        }
+    }
+
+    /// Gives regions back that were cut for this size but never used.
+    pub(crate) fn uncut_unused(&mut self, page_bytes: u64) {
+        let Some(class) = self.classes.get(&page_bytes) else {
+            return;
+        };
+        let unused = |index: &&u32| self.regions[**index as usize].tally.used() == 0;
+        for index in class
+            .regions
+            .iter()
+            .filter(unused)
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            self.uncut(index);
+        }
+    }
+
+    /// How many pages of this size all of `regions` would give together.
+    pub(crate) fn pages_in<'a>(
+        &self,
+        regions: impl Iterator<Item = &'a u32>,
+        page_bytes: u64,
+    ) -> u64 {
+        regions
+            .map(|region| self.regions[*region as usize].bytes / page_bytes)
+            .sum()
+    }
+
+    /// Rounds a page size up to what pages are aligned to.
+    pub(crate) const fn round_up(page_bytes: u64) -> u64 {
+        page_bytes.next_multiple_of(PAGE_ALIGN)
+    }
+}

@@ -1,0 +1,232 @@
+//! Letting time pass: leases run out, the dead are cleaned up after, quarantines end.
+
+use maru_protocol::{Secret, SessionId};
+
+use crate::pages::PageState;
+use crate::sessions::{InstanceId, Phase, Quarantine};
+use crate::{Directory, Millis, rules};
+
+/// States looked at by the sampled check of the rules, each tick.
+const RULE_SAMPLE: usize = 16;
+
+/// What a tick did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tick {
+    /// Sessions whose lease ran out: their connections are to be closed.
+    pub expired: Vec<SessionId>,
+    /// There is more to do at once: tick again soon.
+    pub more: bool,
+    /// A rule was found broken; for the log.
+    pub violation: Option<rules::Violation>,
+}
+
+/// Why a session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Closed,
+    Dropped,
+    Expired,
+}
+
+impl Directory {
+    /// Lets time pass. What there is to clean up is cleaned up a bounded part at a time
+    /// ([`crate::Config::work_per_tick`]), however much a session held, so nobody waits long.
+    pub fn tick(&mut self, now: Millis) -> Tick {
+        let mut tick = Tick {
+            expired: self.end_overdue(now),
+            ..Tick::default()
+        };
+        let budget = self.config.work_per_tick;
+        let mut work = budget;
+        work -= self.drain_ended(now, work);
+        work -= self.end_quarantines(now, work);
+        work -= self.evict_to_watermark(work);
+        tick.more = work == 0;
+        tick.violation = rules::check_sample(self, now, RULE_SAMPLE).err();
+        self.counters.rule_checks += 1;
+        self.counters.rule_violations += u64::from(tick.violation.is_some());
+        tick
+    }
+
+    /// Ends the sessions that were not heard within their lease, or whose connection was gone too
+    /// long. Their number is bounded by [`crate::Config::sessions_max`].
+    fn end_overdue(&mut self, now: Millis) -> Vec<SessionId> {
+        let (lease, resume) = (self.config.lease_ms, self.config.resume_ms);
+        let overdue: Vec<(SessionId, Ending)> = self
+            .sessions
+            .live
+            .iter()
+            .filter_map(|(id, session)| match session.phase {
+                Phase::Connected if now - session.heard >= lease => Some((*id, Ending::Expired)),
+                Phase::Dropped(since) if now - since >= resume => Some((*id, Ending::Dropped)),
+                _ => None,
+            })
+            .collect();
+        for (id, ending) in &overdue {
+            self.end(now, *id, *ending);
+        }
+        let expired = overdue
+            .iter()
+            .filter(|(_, ending)| *ending == Ending::Expired);
+        expired.map(|(id, _)| *id).collect()
+    }
+
+    fn end(&mut self, now: Millis, id: SessionId, ending: Ending) {
+        let Some(session) = self.sessions.live.get_mut(&id) else {
+            return;
+        };
+        if matches!(session.phase, Phase::Ended(_)) {
+            return;
+        }
+        session.phase = Phase::Ended(now);
+        self.sessions.ended.push_back(id);
+        let counter = match ending {
+            Ending::Closed => &mut self.counters.sessions_closed,
+            Ending::Dropped => &mut self.counters.sessions_dropped,
+            Ending::Expired => &mut self.counters.sessions_expired,
+        };
+        *counter += 1;
+    }
+
+    /// The session says that it is over and that it writes no more.
+    pub(crate) fn goodbye(&mut self, now: Millis, id: SessionId) {
+        if let Some(session) = self.sessions.live.get_mut(&id) {
+            session.writer_gone = true;
+        }
+        self.end(now, id, Ending::Closed);
+    }
+
+    /// The process behind the session is known to be dead, so nothing of it can write any more: the
+    /// session ends, and its pages need no quarantine (rule 7).
+    pub fn writer_dead(&mut self, now: Millis, id: SessionId) {
+        self.writer_gone(id);
+        self.end(now, id, Ending::Dropped);
+    }
+
+    /// The instance came back and writes no more to what its earlier session had reserved.
+    pub(crate) fn let_go(&mut self, id: SessionId, secret: Secret) {
+        let known = self.sessions.live.get(&id).map(|session| session.secret);
+        let known = known.or(self.sessions.quarantines.get(&id).map(|held| held.secret));
+        // Only of a session that is over: a live one aborts what it does not want.
+        let over = |phase| matches!(phase, Phase::Ended(_));
+        let over = self
+            .sessions
+            .live
+            .get(&id)
+            .is_none_or(|session| over(session.phase));
+        if known == Some(secret) && over {
+            self.writer_gone(id);
+        }
+    }
+
+    fn writer_gone(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.live.get_mut(&id) {
+            session.writer_gone = true;
+        }
+        if let Some(quarantine) = self.sessions.quarantines.get_mut(&id) {
+            quarantine.until = Millis(0);
+        }
+    }
+
+    /// Releases what ended sessions held, at most `work` of it, oldest session first. Returns how
+    /// much.
+    fn drain_ended(&mut self, now: Millis, work: u32) -> u32 {
+        let mut done = 0;
+        while let Some(id) = self.sessions.ended.front().copied() {
+            while done < work && self.release_one(now, id) {
+                done += 1;
+            }
+            if done == work {
+                break;
+            }
+            self.sessions.ended.pop_front();
+            if let Some(session) = self.sessions.live.remove(&id) {
+                self.sessions.instance_mut(session.instance).sessions -= 1;
+                self.forget_if_idle(session.instance);
+            }
+        }
+        done
+    }
+
+    /// Takes one holding back from an ended session; `false` if it has none.
+    fn release_one(&mut self, now: Millis, id: SessionId) -> bool {
+        let Some(session) = self.sessions.live.get(&id) else {
+            return false;
+        };
+        let (gone, instance, secret) = (session.writer_gone, session.instance, session.secret);
+        if let Some((entry, held)) = session.pins.last() {
+            let (entry, count) = (*entry, held.count);
+            self.unpin(now, id, entry, count);
+            self.counters.pins_reclaimed += u64::from(count);
+            return true;
+        }
+        let Some(reservation) = session.reservations.last().copied() else {
+            return false;
+        };
+        let gone_reservation = self.unlink(reservation);
+        self.entries.remove_if_empty(gone_reservation.entry);
+        let page = gone_reservation.page;
+        if gone {
+            self.discharge(instance, self.pages.page_bytes(page));
+            self.pages.set(page, PageState::Free);
+        } else {
+            let until = now + self.config.quarantine_ms;
+            let new = Quarantine {
+                secret,
+                instance,
+                pages: Vec::new(),
+                until,
+            };
+            self.sessions
+                .quarantines
+                .entry(id)
+                .or_insert(new)
+                .pages
+                .push(page);
+            self.pages.set(page, PageState::Quarantined);
+            self.counters.quarantined += 1;
+        }
+        true
+    }
+
+    /// Frees quarantined pages that are due, at most `work` of them. Returns how many.
+    fn end_quarantines(&mut self, now: Millis, work: u32) -> u32 {
+        let due = |quarantine: &Quarantine| quarantine.until <= now;
+        let due: Vec<SessionId> = self
+            .sessions
+            .quarantines
+            .iter()
+            .filter_map(|(id, quarantine)| due(quarantine).then_some(*id))
+            .collect();
+        let mut done = 0;
+        for id in due {
+            while let Some(quarantine) = self.sessions.quarantines.get_mut(&id) {
+                let instance = quarantine.instance;
+                if quarantine.pages.is_empty() {
+                    self.sessions.quarantines.remove(&id);
+                    self.forget_if_idle(instance);
+                } else if done == work {
+                    return done;
+                } else if let Some(page) = quarantine.pages.pop() {
+                    self.discharge(instance, self.pages.page_bytes(page));
+                    self.pages.set(page, PageState::Free);
+                    done += 1;
+                }
+            }
+        }
+        done
+    }
+
+    pub(crate) fn discharge(&mut self, instance: InstanceId, bytes: u64) {
+        self.sessions.instance_mut(instance).charged_bytes -= bytes;
+    }
+
+    /// Forgets an instance that neither is connected nor has anything in the pool.
+    pub(crate) fn forget_if_idle(&mut self, id: InstanceId) {
+        let instance = self.sessions.instance(id);
+        if instance.sessions == 0 && instance.charged_bytes == 0 {
+            self.sessions.instances.remove(id.0 as usize);
+            self.pages.forget_owner(id);
+        }
+    }
+}

@@ -1,0 +1,556 @@
+//! The rules that always hold, each written once as a predicate with a name.
+//!
+//! Rules about a state are checked on one page, entry or session: [`check`] looks at all of them,
+//! [`check_sample`] at a few, which is what a running server does on every tick. Rules about a
+//! step compare a [`Snapshot`] before it with one after it. The property tests and the fuzzer use
+//! the very same functions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use maru_protocol::{Generation, Handle, SessionId};
+
+use crate::entries::EntryId;
+use crate::pages::{PageAt, PageState, Tally};
+use crate::sessions::Phase;
+use crate::{Directory, Millis};
+
+/// The rules of `ARCHITECTURE.md` that a directory alone can break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rule {
+    /// Rule 1: free, reserved by one session, resident under one key, or quarantined.
+    OneStateAPage = 1,
+    /// Rule 2: a key resolves only to a committed page.
+    NothingUnfinishedIsVisible = 2,
+    /// Rule 3: a page with a live pin is not freed, evicted or granted again.
+    PinnedStays = 3,
+    /// Rule 4: an entry's pins are the sum of the sessions' own.
+    PinsHaveOwners = 4,
+    /// Rule 5: a request is applied once and answered alike.
+    Once = 5,
+    /// Rule 6: what the dead held is free a second later.
+    TheDeadAreCleanedUpAfter = 6,
+    /// Rule 7: a page that somebody could still write to is not granted.
+    NoLateWriter = 7,
+    /// Rule 8: a stale handle fits nothing.
+    StaleHandlesAreRefused = 8,
+    /// Rule 10: a look changes nothing.
+    ALookIsNotATouch = 10,
+}
+
+/// A rule that does not hold: a defect of Maru.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("rule {} ({rule:?}) is broken: {detail}", *rule as u8)]
+pub struct Violation {
+    /// The rule.
+    pub rule: Rule,
+    /// What breaks it.
+    pub detail: String,
+}
+
+type Checked = Result<(), Violation>;
+
+fn holds(rule: Rule, ok: bool, detail: impl FnOnce() -> String) -> Checked {
+    if ok {
+        Ok(())
+    } else {
+        Err(Violation {
+            rule,
+            detail: detail(),
+        })
+    }
+}
+
+/// Checks every rule about a state on everything there is.
+pub fn check(directory: &Directory, now: Millis) -> Checked {
+    for (region, state) in (0_u32..).zip(&directory.pages.regions) {
+        for (index, _) in (0_u32..).zip(&state.pages) {
+            one_state_a_page(directory, PageAt { region, index })?;
+            generations_are_in_the_past(directory, PageAt { region, index })?;
+        }
+        states_are_counted(directory, region)?;
+    }
+    states_sum_to_the_capacity(directory)?;
+    generations_differ(directory)?;
+    for (id, _) in directory.entries.iter() {
+        visible_is_committed(directory, id)?;
+        pins_have_owners(directory, id)?;
+    }
+    every_key_is_found(directory)?;
+    for id in directory.sessions.live.keys() {
+        replies_are_bounded(directory, *id)?;
+        the_dead_hold_nothing(directory, now, *id)?;
+    }
+    for id in directory.sessions.quarantines.keys() {
+        quarantined_pages_are_kept(directory, *id)?;
+    }
+    charges_are_what_pages_cost(directory)
+}
+
+/// Checks the rules about a state on about `count` pages, entries and sessions; successive calls
+/// come around to all of them.
+pub fn check_sample(directory: &mut Directory, now: Millis, count: usize) -> Checked {
+    let start = directory.next_sample;
+    directory.next_sample = start.wrapping_add(count);
+    let directory = &*directory;
+    states_sum_to_the_capacity(directory)?;
+    let regions = &directory.pages.regions;
+    for turn in 0..count {
+        let look = start.wrapping_add(turn);
+        let region = (look / count) % regions.len();
+        let pages = regions[region].pages.len();
+        if let Some(index) = look.checked_rem(pages) {
+            // Regions and pages are numbered in u32.
+            #[expect(clippy::cast_possible_truncation)]
+            let at = PageAt {
+                region: region as u32,
+                index: index as u32,
+            };
+            one_state_a_page(directory, at)?;
+            generations_are_in_the_past(directory, at)?;
+            if let PageState::Resident(entry) = directory.pages.get(at).state {
+                visible_is_committed(directory, entry)?;
+                pins_have_owners(directory, entry)?;
+            }
+        }
+    }
+    let sessions = directory.sessions.live.len().max(1);
+    let session = directory
+        .sessions
+        .live
+        .keys()
+        .nth((start / count) % sessions);
+    session.map_or(Ok(()), |id| {
+        replies_are_bounded(directory, *id)?;
+        the_dead_hold_nothing(directory, now, *id)
+    })
+}
+
+/// Rule 1: whoever a page says it belongs to says so too.
+fn one_state_a_page(directory: &Directory, at: PageAt) -> Checked {
+    let state = directory.pages.get(at).state;
+    let agreed = match state {
+        PageState::Free | PageState::Quarantined => true,
+        PageState::Reserved(id) => {
+            let reservation = directory.sessions.reservations.get(id.index());
+            reservation.is_some_and(|reservation| {
+                let session = directory.sessions.live.get(&reservation.session);
+                reservation.page == at
+                    && session.is_some_and(|session| session.reservations.contains(&id))
+            })
+        }
+        PageState::Resident(id) => {
+            let entry = directory.entries.at(id.index());
+            entry
+                .and_then(|entry| entry.resident)
+                .is_some_and(|resident| resident.page == at)
+        }
+    };
+    holds(Rule::OneStateAPage, agreed, || {
+        format!("page {at:?} is {state:?}, its owner disagrees")
+    })
+}
+
+/// Rule 1: a region's tally is what its pages say.
+fn states_are_counted(directory: &Directory, index: u32) -> Checked {
+    let region = &directory.pages.regions[index as usize];
+    let mut tally = Tally::default();
+    let mut free = 0;
+    let mut pinned = 0;
+    for page in &region.pages {
+        match page.state {
+            PageState::Free => free += 1,
+            PageState::Reserved(_) => tally.reserved += 1,
+            PageState::Resident(entry) => {
+                tally.resident += 1;
+                pinned += u64::from(directory.entries.get(entry).pins > 0);
+            }
+            PageState::Quarantined => tally.quarantined += 1,
+        }
+    }
+    let distinct: BTreeSet<&u32> = region.free.iter().collect();
+    let agreed = tally == region.tally
+        && pinned == region.pinned
+        && free == region.free.len()
+        && free == distinct.len();
+    holds(Rule::OneStateAPage, agreed, || {
+        format!(
+            "region {index} counts {:?}, its pages are {tally:?} and {free} free",
+            region.tally
+        )
+    })
+}
+
+/// Rule 1: the states sum to the capacity.
+fn states_sum_to_the_capacity(directory: &Directory) -> Checked {
+    let mut tally = Tally::default();
+    for region in &directory.pages.regions {
+        tally.reserved += region.tally.reserved;
+        tally.resident += region.tally.resident;
+        tally.quarantined += region.tally.quarantined;
+    }
+    let lost = directory.stats(Millis::default()).lost_bytes();
+    let agreed = tally == directory.pages.tally && lost == 0;
+    holds(Rule::OneStateAPage, agreed, || {
+        format!(
+            "regions hold {tally:?}, the pool {:?}; {lost} bytes lost",
+            directory.pages.tally
+        )
+    })
+}
+
+/// Rules 2 and 3: a resident entry has the committed page, and only a resident entry has pins.
+fn visible_is_committed(directory: &Directory, id: EntryId) -> Checked {
+    let entry = directory.entries.get(id);
+    let Some(resident) = entry.resident else {
+        let writers = directory.writers(entry.writers).count();
+        holds(Rule::PinnedStays, entry.pins == 0, || {
+            format!("{id:?} has pins and no page")
+        })?;
+        return holds(Rule::OneStateAPage, writers > 0, || {
+            format!("{id:?} has neither")
+        });
+    };
+    let state = directory.pages.get(resident.page).state;
+    holds(
+        Rule::NothingUnfinishedIsVisible,
+        state == PageState::Resident(id),
+        || {
+            format!(
+                "{id:?} resolves to page {:?}, which is {state:?}",
+                resident.page
+            )
+        },
+    )?;
+    let length = u64::from(resident.length);
+    let fits = (1..=directory.pages.page_bytes(resident.page)).contains(&length);
+    holds(Rule::NothingUnfinishedIsVisible, fits, || {
+        format!("{id:?} has length {length}")
+    })
+}
+
+/// Rule 2: the table finds each entry by its key, and nothing else.
+fn every_key_is_found(directory: &Directory) -> Checked {
+    let entries = &directory.entries;
+    let found = |(id, entry): (EntryId, &crate::entries::Entry)| {
+        maru_protocol::Key::new(&entry.key).is_ok_and(|key| entries.find(key) == Some(id))
+    };
+    let all = entries.iter().all(found) && entries.len() == entries.table_len();
+    holds(Rule::NothingUnfinishedIsVisible, all, || {
+        "the table does not match the entries".into()
+    })
+}
+
+/// Rule 4: an entry's pin count is the sum of the sessions' own counts.
+fn pins_have_owners(directory: &Directory, id: EntryId) -> Checked {
+    let sessions = directory.sessions.live.values();
+    let held = sessions.filter_map(|session| session.pins.get(&id));
+    let sum: u64 = held.map(|held| u64::from(held.count)).sum();
+    let pins = directory.entries.get(id).pins;
+    holds(Rule::PinsHaveOwners, sum == u64::from(pins), || {
+        format!("{id:?} has {pins} pins, the sessions hold {sum}")
+    })
+}
+
+/// Rule 5: no more replies are kept than the window allows, and none that was acknowledged.
+fn replies_are_bounded(directory: &Directory, id: SessionId) -> Checked {
+    let Some(session) = directory.sessions.live.get(&id) else {
+        return Ok(());
+    };
+    let replies = &session.replies;
+    let bounded = replies.kept.len() <= directory.config.window as usize
+        && replies
+            .kept
+            .keys()
+            .next()
+            .is_none_or(|first| *first > replies.floor);
+    holds(Rule::Once, bounded, || {
+        format!("session {id} is owed {} replies", replies.kept.len())
+    })
+}
+
+/// Rule 6: a session that ended holds nothing a second after its connection was gone.
+fn the_dead_hold_nothing(directory: &Directory, now: Millis, id: SessionId) -> Checked {
+    let Some(session) = directory.sessions.live.get(&id) else {
+        return Ok(());
+    };
+    let Phase::Ended(since) = session.phase else {
+        return Ok(());
+    };
+    let in_time = now - since <= 1000 - directory.config.resume_ms || session.holdings() == 0;
+    holds(Rule::TheDeadAreCleanedUpAfter, in_time, || {
+        format!(
+            "session {id} ended {} ms ago and holds {}",
+            now - since,
+            session.holdings()
+        )
+    })
+}
+
+/// Rule 7: a page in quarantine is in no other state, and its writer is over.
+fn quarantined_pages_are_kept(directory: &Directory, id: SessionId) -> Checked {
+    let over = directory
+        .sessions
+        .live
+        .get(&id)
+        .is_none_or(|s| matches!(s.phase, Phase::Ended(_)));
+    let pages = &directory.sessions.quarantines[&id].pages;
+    let kept = pages
+        .iter()
+        .all(|at| directory.pages.get(*at).state == PageState::Quarantined);
+    let total: usize = directory
+        .sessions
+        .quarantines
+        .values()
+        .map(|held| held.pages.len())
+        .sum();
+    let counted = total as u64 == directory.pages.tally.quarantined;
+    holds(Rule::NoLateWriter, over && kept && counted, || {
+        format!("the quarantine of session {id} is broken: over {over}, kept {kept}, {total} pages")
+    })
+}
+
+/// Rule 8: no page has a generation that is yet to be drawn.
+fn generations_are_in_the_past(directory: &Directory, at: PageAt) -> Checked {
+    let generation = directory.pages.get(at).generation;
+    let past = generation.0 < directory.pages.next_generation();
+    holds(Rule::StaleHandlesAreRefused, past, || {
+        format!("page {at:?} is of {generation:?}")
+    })
+}
+
+/// Rule 8: no two pages have the same generation.
+fn generations_differ(directory: &Directory) -> Checked {
+    let mut seen = BTreeSet::new();
+    let pages = directory
+        .pages
+        .regions
+        .iter()
+        .flat_map(|region| &region.pages);
+    let twice = pages
+        .map(|page| page.generation)
+        .find(|generation| !seen.insert(*generation));
+    holds(Rule::StaleHandlesAreRefused, twice.is_none(), || {
+        format!("{twice:?} is on two pages")
+    })
+}
+
+/// What instances are charged with is what their pages cost, so budgets hold and come back.
+fn charges_are_what_pages_cost(directory: &Directory) -> Checked {
+    let sessions = &directory.sessions;
+    let mut cost: BTreeMap<usize, u64> = BTreeMap::new();
+    for (_, reservation) in &sessions.reservations {
+        let Some(instance) = sessions.instance_of(reservation.session) else {
+            continue;
+        };
+        *cost.entry(instance.0 as usize).or_default() +=
+            directory.pages.page_bytes(reservation.page);
+    }
+    for resident in directory
+        .entries
+        .iter()
+        .filter_map(|(_, entry)| entry.resident)
+    {
+        *cost.entry(resident.writer.0 as usize).or_default() +=
+            directory.pages.page_bytes(resident.page);
+    }
+    for quarantine in sessions.quarantines.values() {
+        *cost.entry(quarantine.instance.0 as usize).or_default() += quarantine
+            .pages
+            .iter()
+            .map(|at| directory.pages.page_bytes(*at))
+            .sum::<u64>();
+    }
+    let charged = |(index, instance): (usize, &crate::sessions::Instance)| {
+        instance.charged_bytes == cost.get(&index).copied().unwrap_or(0)
+    };
+    let known = cost.keys().all(|index| sessions.instances.contains(*index));
+    holds(
+        Rule::OneStateAPage,
+        known && sessions.instances.iter().all(charged),
+        || format!("pages cost {cost:?}, which is not what the instances are charged with"),
+    )
+}
+
+/// Who has a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A writer.
+    Reserved(SessionId),
+    /// A key.
+    Resident(Vec<u8>),
+    /// A vanished writer, until then.
+    Quarantined(SessionId, Millis),
+}
+
+/// All that the rules about a step compare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Pages that are not free, by region and place.
+    pub pages: BTreeMap<(u32, u32), (Generation, Owner)>,
+    /// Resident keys: where, pins, and when last used.
+    pub entries: BTreeMap<Vec<u8>, (Handle, u32, Millis)>,
+    /// Pins of sessions that are not over.
+    pub pins: BTreeMap<(SessionId, Vec<u8>), u32>,
+    next_generation: u64,
+    /// The coldest entry of each queue: what would be evicted next.
+    coldest: Vec<Option<EntryId>>,
+}
+
+impl Snapshot {
+    /// What the directory looks like now.
+    #[must_use]
+    pub fn of(directory: &Directory) -> Self {
+        let (pages, sessions) = (&directory.pages, &directory.sessions);
+        let key = |id: EntryId| directory.entries.get(id).key.to_vec();
+        let mut quarantined = BTreeMap::new();
+        for (id, held) in &sessions.quarantines {
+            quarantined.extend(held.pages.iter().map(|at| (*at, (*id, held.until))));
+        }
+        let mut owners = BTreeMap::new();
+        for (region, state) in (0_u32..).zip(&pages.regions) {
+            for (index, page) in (0_u32..).zip(&state.pages) {
+                let owner = match page.state {
+                    PageState::Free => continue,
+                    PageState::Reserved(id) => Owner::Reserved(sessions.reservation(id).session),
+                    PageState::Resident(id) => Owner::Resident(key(id)),
+                    PageState::Quarantined => {
+                        let (session, until) = quarantined[&PageAt { region, index }];
+                        Owner::Quarantined(session, until)
+                    }
+                };
+                owners.insert((region, index), (page.generation, owner));
+            }
+        }
+        let entries = directory.entries.iter().filter_map(|(id, entry)| {
+            let resident = entry.resident?;
+            Some((
+                key(id),
+                (pages.handle(resident.page), entry.pins, resident.touched),
+            ))
+        });
+        let live = sessions
+            .live
+            .iter()
+            .filter(|(_, s)| !matches!(s.phase, Phase::Ended(_)));
+        let pins = live.flat_map(|(id, session)| {
+            session
+                .pins
+                .iter()
+                .map(|(entry, held)| ((*id, key(*entry)), held.count))
+        });
+        let queues = pages.classes.values().flat_map(|class| &class.queues);
+        Self {
+            pages: owners,
+            entries: entries.collect(),
+            pins: pins.collect(),
+            next_generation: pages.next_generation(),
+            coldest: queues
+                .map(|queue| directory.policy.coldest(queue.id))
+                .collect(),
+        }
+    }
+}
+
+/// One step of a directory, as the rules about steps see it.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// Before it.
+    pub before: &'a Snapshot,
+    /// After it.
+    pub after: &'a Snapshot,
+    /// The session whose request it was, if it was one.
+    pub actor: Option<SessionId>,
+    /// Sessions that said, or are known, to write no more.
+    pub gone: &'a BTreeSet<SessionId>,
+    /// When it was.
+    pub now: Millis,
+}
+
+/// Checks every rule about a step.
+pub fn check_step(step: &Step<'_>) -> Checked {
+    pinned_stays(step)?;
+    only_owners_release(step)?;
+    no_late_writer(step)?;
+    generations_grow(step)
+}
+
+/// Rules 5 and 10: a replayed request, and one that only looks, change nothing at all.
+pub fn nothing_changed(rule: Rule, before: &Snapshot, after: &Snapshot) -> Checked {
+    holds(rule, before == after, || {
+        format!("{before:?} became {after:?}")
+    })
+}
+
+/// Rule 3: what a session pins before and after a step lies where it lay.
+fn pinned_stays(step: &Step<'_>) -> Checked {
+    for (session, key) in step.before.pins.keys() {
+        let kept = step.after.pins.contains_key(&(*session, key.clone()));
+        let handle = |snapshot: &Snapshot| snapshot.entries.get(key).map(|(handle, ..)| *handle);
+        let stays = !kept || handle(step.before) == handle(step.after);
+        holds(Rule::PinnedStays, stays, || {
+            format!("{key:?}, pinned by {session}, moved")
+        })?;
+    }
+    Ok(())
+}
+
+/// Rule 4: the pins of a session that goes on get fewer only by its own request.
+fn only_owners_release(step: &Step<'_>) -> Checked {
+    for ((session, key), count) in &step.before.pins {
+        let after = step
+            .after
+            .pins
+            .get(&(*session, key.clone()))
+            .copied()
+            .unwrap_or(0);
+        let over = !step.after.pins.keys().any(|(other, _)| other == session);
+        let own = step.actor == Some(*session) || (step.actor.is_none() && over);
+        holds(Rule::PinsHaveOwners, after >= *count || own, || {
+            format!("{session} lost pins on {key:?} to {:?}", step.actor)
+        })?;
+    }
+    Ok(())
+}
+
+/// Rule 7: a page leaves a writer by its own request, or through quarantine, and leaves quarantine
+/// when the time has passed or the writer is known to be gone.
+fn no_late_writer(step: &Step<'_>) -> Checked {
+    for (at, (generation, owner)) in &step.before.pages {
+        let after = step.after.pages.get(at);
+        let same = after == Some(&(*generation, owner.clone()));
+        let allowed = match owner {
+            Owner::Resident(_) => true,
+            Owner::Reserved(session) => {
+                let quarantined = after.is_some_and(|(same_generation, owner)| {
+                    same_generation == generation
+                        && matches!(owner, Owner::Quarantined(id, _) if id == session)
+                });
+                same || quarantined || step.actor == Some(*session) || step.gone.contains(session)
+            }
+            Owner::Quarantined(session, until) => {
+                let kept = matches!(after, Some((_, Owner::Quarantined(id, _))) if id == session);
+                kept || *until <= step.now || step.gone.contains(session)
+            }
+        };
+        holds(Rule::NoLateWriter, allowed, || {
+            format!(
+                "page {at:?} went from {owner:?} to {after:?} in a step of {:?}",
+                step.actor
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Rule 8: a page that is granted gets a generation no page ever had.
+fn generations_grow(step: &Step<'_>) -> Checked {
+    for (at, (generation, _)) in &step.after.pages {
+        let before = step.before.pages.get(at).map(|(generation, _)| *generation);
+        let fresh = before == Some(*generation) || generation.0 >= step.before.next_generation;
+        holds(Rule::StaleHandlesAreRefused, fresh, || {
+            format!("page {at:?} went from {before:?} to {generation:?}")
+        })?;
+    }
+    Ok(())
+}
