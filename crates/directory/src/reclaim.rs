@@ -119,6 +119,12 @@ impl Directory {
         }
     }
 
+    /// Whether anything is left of the session: if so, the death of its process matters.
+    #[must_use]
+    pub fn is_known(&self, id: SessionId) -> bool {
+        self.sessions.live.contains_key(&id) || self.sessions.quarantines.contains_key(&id)
+    }
+
     fn writer_gone(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.live.get_mut(&id) {
             session.writer_gone = true;

@@ -1,1 +1,53 @@
 //! The shared memory of Maru: devices, identity headers, mappings, page views.
+//!
+//! A [`Device`] is one piece of memory that every instance on the host can map: a DAX character
+//! device, or a file. Its first 2 MiB belong to its identity header, so that nobody ever maps the
+//! wrong memory and takes it for the pool. A [`PoolMapping`] lays all devices of a pool into one
+//! address range, twice: read-only and writable. Pages come out of it as [`PageView`] and
+//! [`PageMut`]. [`Populate`] brings the memory in behind a server that already answers.
+//!
+//! The crate knows nothing of keys, pins or sessions: who may read or write which page is for the
+//! directory to say. It is the only crate of the workspace with `unsafe` code, which is confined to
+//! `range` (system calls on address ranges), `mapping` (slices over pages) and `populate`'s
+//! fallback.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use maru_memory::{Device, IfExists, PoolMapping};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The server makes the device and keeps it locked ...
+//! let device = Device::create(&"/dev/shm/maru:512MiB".parse()?, IfExists::Refuse)?;
+//! // ... an instance opens it by its identity and maps it at the offset that the server tells.
+//! let same = Device::open(device.path(), device.uuid())?;
+//! let mapping = Arc::new(PoolMapping::new(1 << 40)?);
+//! mapping.add_device(&same, 0)?;
+//! let mut page = mapping.write(maru_memory::DATA_START, 4096)?;
+//! page.bytes_mut().fill(7);
+//! # Ok(())
+//! # }
+//! ```
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("maru-memory needs 64-bit Linux: it maps whole pools and reads sysfs");
+
+mod create;
+mod device;
+mod error;
+mod extents;
+mod header;
+mod host;
+mod mapping;
+mod populate;
+mod range;
+mod spec;
+
+pub use create::{IfExists, MIN_DEVICE_BYTES};
+pub use device::{Device, Identity, inspect};
+pub use error::{DeviceError, MappingError};
+pub use header::{DATA_START, FORMAT_VERSION, HeaderError};
+pub use host::DeviceKind;
+pub use mapping::{PageMut, PageView, PoolMapping};
+pub use populate::{Populate, PopulateError};
+pub use range::View;
+pub use spec::{DeviceSpec, DeviceSpecError, ParseBytesError, format_bytes, parse_bytes};

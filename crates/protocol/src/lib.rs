@@ -6,6 +6,7 @@
 //!
 //! This crate knows nobody and does no I/O: it turns values into frames and frames into values.
 
+mod endpoint;
 mod frame;
 mod key;
 mod location;
@@ -13,6 +14,7 @@ mod message;
 mod refusal;
 mod report;
 
+pub use endpoint::Endpoint;
 pub use frame::{
     FRAME_BYTES_MAX, Frame, FrameError, FrameKind, HEADER_LEN, Header, VERSION, decode, encode,
 };

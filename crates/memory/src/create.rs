@@ -1,0 +1,237 @@
+//! Making devices: what is refused, what is replaced, and in which order.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+use crate::device::{Access, lock, open_locked, options, read_header};
+use crate::error::DeviceError;
+use crate::header::{Header, HeaderError};
+use crate::host::{DeviceKind, Host, Place};
+use crate::range::{read_first, write_first};
+use crate::{Device, DeviceSpec};
+
+/// Least size of a device in bytes: its header area, and as much again for pages.
+pub const MIN_DEVICE_BYTES: u64 = 4 << 20;
+
+/// How much of a DAX device is looked at to see whether anything was ever written to it, in bytes.
+const BLANK_LEN: usize = 4096;
+
+/// What [`Device::create`] does when something is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfExists {
+    /// Leave it as it is and fail.
+    Refuse,
+    /// Replace it, whatever it is, unless a server has it.
+    Overwrite,
+}
+
+/// What [`Device::create`] does, on any host.
+pub(crate) fn create_on(
+    host: &Host,
+    spec: &DeviceSpec,
+    if_exists: IfExists,
+) -> Result<Device, DeviceError> {
+    let path = &spec.path;
+    let (file, place) = match open_locked(host, path) {
+        Ok(found) => found,
+        Err(DeviceError::NotFound { .. }) => {
+            let place = host.new_file_place(path, directory_of(path)?)?;
+            let bytes = checked_size(spec, &place)?;
+            return create_file(path, &place, bytes);
+        }
+        Err(error) => return Err(error),
+    };
+    let blank = is_blank(&file, path, &place)?;
+    if !blank && if_exists == IfExists::Refuse {
+        return Err(already_there(&file, path, &place));
+    }
+    let bytes = checked_size(spec, &place)?;
+    if blank || place.kind == DeviceKind::DevDax {
+        return fill(file, path, &place, bytes);
+    }
+    // The old file stays locked until the new one is there: no server can take it in between.
+    fs::remove_file(path).map_err(DeviceError::io("remove the old", path))?;
+    create_file(path, &place, bytes)
+}
+
+/// Makes the file, which must not be there, and everything in it; on failure it is gone again.
+fn create_file(path: &Path, place: &Place, bytes: u64) -> Result<Device, DeviceError> {
+    let file = options(Access::ReadWrite)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(DeviceError::io("make", path))?;
+    // Not removed if this fails: then another server was faster, and the file is its own.
+    lock(&file, path)?;
+    fill(file, path, place, bytes).inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(path);
+    })
+}
+
+/// Gives a locked file or device its size and its header.
+fn fill(file: File, path: &Path, place: &Place, bytes: u64) -> Result<Device, DeviceError> {
+    if place.kind != DeviceKind::DevDax {
+        file.set_len(bytes)
+            .map_err(DeviceError::io("set the size of", path))?;
+    }
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let header = Header {
+        uuid: Uuid::new_v4(),
+        device_bytes: bytes,
+        created_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+    };
+    let write = DeviceError::io("write the header of", path);
+    write_first(&file, place.alignment, &header.encode()).map_err(write)?;
+    if place.kind == DeviceKind::File {
+        // The only kind that outlives a power failure; the others have no cache to write back.
+        file.sync_all()
+            .map_err(DeviceError::io("write back the header of", path))?;
+    }
+    Ok(Device::new(file, path, place, header))
+}
+
+/// The size that `spec` asks for, or that is there, if such a device can be.
+fn checked_size(spec: &DeviceSpec, place: &Place) -> Result<u64, DeviceError> {
+    let path = || spec.path.clone();
+    let there = (place.bytes > 0).then_some(place.bytes);
+    let asked = spec
+        .bytes
+        .or(there)
+        .ok_or_else(|| DeviceError::SizeMissing { path: path() })?;
+    let least = MIN_DEVICE_BYTES.next_multiple_of(place.alignment);
+    if asked < least {
+        return Err(DeviceError::TooSmall {
+            path: path(),
+            asked,
+            least,
+        });
+    }
+    if !asked.is_multiple_of(place.alignment) {
+        return Err(DeviceError::Misaligned {
+            path: path(),
+            asked,
+            alignment: place.alignment,
+        });
+    }
+    if asked > place.available {
+        // Rounded to what could be asked for instead.
+        let unit = place.alignment.max(1 << 20);
+        let available = place.available / unit * unit;
+        return Err(DeviceError::TooLarge {
+            path: path(),
+            asked,
+            available,
+            of: place.limited_by,
+        });
+    }
+    Ok(asked)
+}
+
+/// Whether nothing is lost when this is made a device: an empty file, or a DAX device that starts
+/// with zeros. A file with content is somebody's, even if it is all zeros.
+fn is_blank(file: &File, path: &Path, place: &Place) -> Result<bool, DeviceError> {
+    if place.kind != DeviceKind::DevDax {
+        return Ok(place.bytes == 0);
+    }
+    let start: [u8; BLANK_LEN] =
+        read_first(file, place.alignment).map_err(DeviceError::io("read the start of", path))?;
+    Ok(start.iter().all(|byte| *byte == 0))
+}
+
+fn already_there(file: &File, path: &Path, place: &Place) -> DeviceError {
+    let path = path.to_owned();
+    match read_header(file, &path, place) {
+        Ok(header) => DeviceError::AlreadyAPool {
+            path,
+            uuid: header.uuid,
+        },
+        Err(DeviceError::Header {
+            reason: HeaderError::NotAPool,
+            ..
+        }) => DeviceError::NotEmpty { path },
+        Err(error) => error,
+    }
+}
+
+/// The directory that a new file at `path` would be in; only to be asked, so permission to read it
+/// is not needed.
+fn directory_of(path: &Path) -> Result<File, DeviceError> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(parent)
+        .map_err(DeviceError::io("find the directory", parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(path: &Path, bytes: u64) -> DeviceSpec {
+        DeviceSpec {
+            path: path.to_owned(),
+            bytes: Some(bytes),
+        }
+    }
+
+    #[test]
+    fn no_more_than_the_memory_of_this_host() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let host = Host {
+            meminfo: dir.path().join("meminfo"),
+            ..Host::default()
+        };
+        fs::write(&host.meminfo, "MemAvailable: 8199 kB\n").unwrap();
+        let path = dir.path().join("pool");
+        let error = create_on(&host, &spec(&path, 16 << 20), IfExists::Overwrite).unwrap_err();
+        let DeviceError::TooLarge {
+            asked, available, ..
+        } = error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((asked, available), (16 << 20, 8 << 20));
+        assert!(!path.exists());
+
+        // What the old file holds is counted as free: it makes room for the new one.
+        fs::write(&path, vec![1; 8 << 20]).unwrap();
+        create_on(&host, &spec(&path, 16 << 20), IfExists::Overwrite).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_finished_is_gone_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool");
+        let file = directory_of(&path).unwrap();
+        let place = Host::default().new_file_place(&path, &file).unwrap();
+        let unmappable = Place {
+            alignment: 1 << 62,
+            ..place
+        };
+        let error = create_file(&path, &unmappable, 4 << 20).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                DeviceError::Io {
+                    action: "write the header of",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,308 @@
+//! Devices: made and locked by a server, opened by instances.
+//!
+//! The server that owns a device holds an exclusive `flock` on it. The lock belongs to the open
+//! file, which a mapping keeps open too: it is free again when the [`Device`] *and* every mapping
+//! made from it are gone, or the process has ended, however it ended.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::DeviceSpec;
+use crate::create::{self, IfExists};
+use crate::error::DeviceError;
+use crate::header::{DATA_START, HEADER_LEN, Header, HeaderError};
+use crate::host::{DeviceKind, Host, Place};
+use crate::range::read_first;
+
+/// One device of a pool: open, and known to be the right one.
+#[derive(Debug)]
+pub struct Device {
+    file: File,
+    path: PathBuf,
+    kind: DeviceKind,
+    alignment: u64,
+    header: Header,
+}
+
+/// What [`inspect`] tells of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The name that instances know it by; new whenever it is made anew.
+    pub uuid: Uuid,
+    /// What it is made of.
+    pub kind: DeviceKind,
+    /// Size in bytes, header area included.
+    pub bytes: u64,
+    /// Alignment of mappings in bytes.
+    pub alignment: u64,
+    /// Version of its header format.
+    pub format_version: u32,
+    /// When it was made, in milliseconds since 1970-01-01 UTC.
+    pub created_unix_ms: u64,
+    /// Whether a server holds it now.
+    pub in_use: bool,
+}
+
+impl Device {
+    /// Makes the device `spec` and takes it, as its server.
+    ///
+    /// A file that is not there is made, readable and writable by its user alone, sparse: its
+    /// memory comes in when it is touched. An empty file and a DAX device without content are taken
+    /// as they are. Everything else is refused, or, with [`IfExists::Overwrite`], replaced. A file
+    /// is replaced by a new one under its name, so that an instance which still maps the old one
+    /// cannot write into the new.
+    ///
+    /// Without a size in `spec`, an existing file or device is taken whole. Sizes are checked
+    /// before anything is made or changed.
+    pub fn create(spec: &DeviceSpec, if_exists: IfExists) -> Result<Self, DeviceError> {
+        create::create_on(&Host::default(), spec, if_exists)
+    }
+
+    /// Opens a device that exists and takes it, as its server.
+    ///
+    /// It is locked; a second server is refused with [`DeviceError::InUse`] while the first has it.
+    pub fn open_owner(path: impl AsRef<Path>) -> Result<Self, DeviceError> {
+        let path = path.as_ref();
+        let (file, place) = open_locked(&Host::default(), path)?;
+        Self::from_parts(file, path, &place)
+    }
+
+    /// Opens the device `expected`, as an instance does: no lock, but nothing else than that
+    /// device.
+    pub fn open(path: impl AsRef<Path>, expected: Uuid) -> Result<Self, DeviceError> {
+        let path = path.as_ref();
+        let (file, place) = open(&Host::default(), path, Access::ReadWrite)?;
+        let device = Self::from_parts(file, path, &place)?;
+        let found = device.uuid();
+        if found != expected {
+            return Err(DeviceError::WrongIdentity {
+                path: path.to_owned(),
+                expected,
+                found,
+            });
+        }
+        Ok(device)
+    }
+
+    fn from_parts(file: File, path: &Path, place: &Place) -> Result<Self, DeviceError> {
+        let header = read_header(&file, path, place)?;
+        Ok(Self::new(file, path, place, header))
+    }
+
+    pub(crate) fn new(file: File, path: &Path, place: &Place, header: Header) -> Self {
+        let (path, kind, alignment) = (path.to_owned(), place.kind, place.alignment);
+        Self {
+            file,
+            path,
+            kind,
+            alignment,
+            header,
+        }
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.header.uuid
+    }
+
+    /// Its size in bytes, header area included.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.header.device_bytes
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// Every mapping of it starts and ends at a multiple of this, in bytes.
+    #[must_use]
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// Offset in bytes at which its pages start.
+    #[must_use]
+    pub fn data_start(&self) -> u64 {
+        DATA_START
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+/// Looks at a device without taking or changing it.
+///
+/// To see whether a server has it, a shared lock is tried for a moment: a server that starts in
+/// that very moment is told that the device is in use.
+pub fn inspect(path: impl AsRef<Path>) -> Result<Identity, DeviceError> {
+    let path = path.as_ref();
+    let (file, place) = open(&Host::default(), path, Access::Read)?;
+    let header = read_header(&file, path, &place)?;
+    let in_use = match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(Errno::WOULDBLOCK) => true,
+        Err(error) => return Err(DeviceError::io("test the lock of", path)(error)),
+    };
+    Ok(Identity {
+        uuid: header.uuid,
+        kind: place.kind,
+        bytes: header.device_bytes,
+        alignment: place.alignment,
+        format_version: crate::FORMAT_VERSION,
+        created_unix_ms: header.created_unix_ms,
+        in_use,
+    })
+}
+
+pub(crate) fn read_header(file: &File, path: &Path, place: &Place) -> Result<Header, DeviceError> {
+    let refuse = |reason| DeviceError::Header {
+        path: path.to_owned(),
+        reason,
+    };
+    // Beyond the end of a file a load would fault.
+    if place.bytes < HEADER_LEN as u64 {
+        return Err(refuse(HeaderError::NotAPool));
+    }
+    let bytes: [u8; HEADER_LEN] =
+        read_first(file, place.alignment).map_err(DeviceError::io("read the header of", path))?;
+    let header = Header::decode(&bytes).map_err(refuse)?;
+    let (asked, alignment) = (header.device_bytes, place.alignment);
+    if asked > place.bytes {
+        return Err(refuse(HeaderError::Truncated {
+            header_says: asked,
+            file_has: place.bytes,
+        }));
+    }
+    // A file copied from a disk to hugetlbfs, or a DAX device that was configured anew.
+    if !asked.is_multiple_of(alignment) {
+        return Err(DeviceError::Misaligned {
+            path: path.to_owned(),
+            asked,
+            alignment,
+        });
+    }
+    Ok(header)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    ReadWrite,
+}
+
+pub(crate) fn options(access: Access) -> OpenOptions {
+    // Links could lead a privileged server anywhere; a FIFO must not make the open wait.
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(access == Access::ReadWrite)
+        .custom_flags(flags.bits().cast_signed());
+    options
+}
+
+fn open(host: &Host, path: &Path, access: Access) -> Result<(File, Place), DeviceError> {
+    let not_a_device = |found| DeviceError::NotADevice {
+        path: path.to_owned(),
+        found,
+    };
+    let file = options(access)
+        .open(path)
+        .map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => DeviceError::NotFound {
+                path: path.to_owned(),
+            },
+            Some(Errno::LOOP) => not_a_device("a symbolic link"),
+            Some(Errno::ISDIR) => not_a_device("a directory"),
+            Some(Errno::NXIO) => not_a_device("a special file"),
+            _ => DeviceError::io("open", path)(error),
+        })?;
+    let place = host.place(path, &file)?;
+    Ok((file, place))
+}
+
+/// Opens a device that exists and locks it.
+pub(crate) fn open_locked(host: &Host, path: &Path) -> Result<(File, Place), DeviceError> {
+    let (file, _) = open(host, path, Access::ReadWrite)?;
+    lock(&file, path)?;
+    // Again, since another server may have filled the file before it was locked.
+    let place = host.place(path, &file)?;
+    Ok((file, place))
+}
+
+/// Takes the lock that says "a server has this device".
+pub(crate) fn lock(file: &File, path: &Path) -> Result<(), DeviceError> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            return Err(DeviceError::InUse {
+                path: path.to_owned(),
+            });
+        }
+        Err(error) => return Err(DeviceError::io("lock", path)(error)),
+    }
+    // `Device::create` may have replaced the file before we had the lock: nobody finds ours any
+    // more.
+    let metadata = file.metadata().map_err(DeviceError::io("look at", path))?;
+    if metadata.nlink() == 0 {
+        return Err(DeviceError::Replaced {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_replaced_meanwhile_is_not_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool");
+        fs::write(&path, "old").unwrap();
+        let (file, _) = open(&Host::default(), &path, Access::ReadWrite).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(matches!(
+            lock(&file, &path),
+            Err(DeviceError::Replaced { .. })
+        ));
+    }
+
+    #[test]
+    fn an_alignment_that_does_not_suit_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool");
+        let spec = DeviceSpec {
+            path: path.clone(),
+            bytes: Some(5 << 20),
+        };
+        let device = Device::create(&spec, IfExists::Refuse).unwrap();
+        let (file, place) = open(&Host::default(), &path, Access::ReadWrite).unwrap();
+        let huge = Place {
+            alignment: 2 << 20,
+            ..place
+        };
+        let error = Device::from_parts(file, &path, &huge).unwrap_err();
+        assert!(matches!(error, DeviceError::Misaligned { asked, .. } if asked == device.bytes()));
+    }
+}

@@ -1,0 +1,158 @@
+//! One connection: bytes in, frames out, with a limit on everything.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::time::Instant;
+
+use maru_protocol::{FRAME_BYTES_MAX, Frame, FrameError, FrameKind, HEADER_LEN, SessionId};
+use serde::Serialize;
+
+use crate::listener::Stream;
+
+/// The buffer of a connection in bytes, but while a larger frame comes in.
+const READ_BYTES: usize = 64 << 10;
+
+/// Unsent bytes beyond which a connection is not served until it reads: more than a full window of
+/// the largest replies that are of use.
+const UNSENT_MAX: usize = 16 << 20;
+
+/// What came of serving a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// It waits for the peer.
+    Waiting,
+    /// There is more to do at once.
+    More,
+    /// It is over.
+    Closed,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: Stream,
+    pub(crate) session: Option<SessionId>,
+    pub(crate) opened: Instant,
+    /// The socket may have bytes for us.
+    pub(crate) readable: bool,
+    /// It is queued to be served.
+    pub(crate) queued: bool,
+    /// It is closed as soon as what is unsent is sent.
+    closing: bool,
+    /// Bytes `consumed..filled` are received and not yet done with; the rest is room.
+    buffer: Vec<u8>,
+    consumed: usize,
+    filled: usize,
+    unsent: Vec<u8>,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            session: None,
+            opened: Instant::now(),
+            readable: true,
+            queued: false,
+            closing: false,
+            buffer: vec![0; READ_BYTES],
+            consumed: 0,
+            filled: 0,
+            unsent: Vec::new(),
+        }
+    }
+
+    /// Reads what the socket has, once. `Ok(false)` at the end of the stream.
+    pub(crate) fn fill(&mut self) -> io::Result<bool> {
+        self.buffer.copy_within(self.consumed..self.filled, 0);
+        self.filled -= self.consumed;
+        self.consumed = 0;
+        if self.filled == self.buffer.len() {
+            // A frame larger than the buffer; its length was checked when its header came.
+            self.buffer.resize(self.filled * 2, 0);
+        } else if self.filled == 0 && self.buffer.len() > READ_BYTES {
+            self.buffer.truncate(READ_BYTES);
+            self.buffer.shrink_to_fit();
+        }
+        let read = loop {
+            match self.stream.read(&mut self.buffer[self.filled..]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        match read {
+            Ok(len) => {
+                self.filled += len;
+                // A short read has drained the socket: more bytes make a new event.
+                self.readable = self.filled == self.buffer.len();
+                Ok(len > 0)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.readable = false;
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next complete frame, if there is one. It is done with after [`Connection::consume`].
+    pub(crate) fn frame(&self) -> Result<Option<Frame<'_>>, FrameError> {
+        // Before hello nobody needs much: a stranger cannot make us buffer megabytes.
+        let max = if self.session.is_some() {
+            FRAME_BYTES_MAX
+        } else {
+            4096
+        };
+        Frame::split(&self.buffer[self.consumed..self.filled], max)
+    }
+
+    pub(crate) fn consume(&mut self, frame_len: usize) {
+        self.consumed += frame_len;
+    }
+
+    /// Whether it may be served: not while it owes us reading, nor after its end.
+    pub(crate) fn accepts_work(&self) -> bool {
+        !self.closing && self.unsent.len() < UNSENT_MAX
+    }
+
+    /// Whether a whole frame may be waiting in the buffer.
+    pub(crate) fn has_buffered(&self) -> bool {
+        self.filled - self.consumed >= HEADER_LEN
+    }
+
+    /// Queues a message; [`Connection::flush`] sends it.
+    pub(crate) fn send<T: Serialize>(&mut self, kind: FrameKind, message: &T) {
+        if let Err(error) = maru_protocol::encode(kind, message, &mut self.unsent) {
+            // Every answer is bounded to fit; this would be a defect, and the peer must not wait.
+            tracing::error!(%error, "a reply does not fit into a frame; closing the connection");
+            self.closing = true;
+        }
+    }
+
+    /// Closes the connection once everything queued is sent, or the peer does not take it.
+    pub(crate) fn close_after_sending(&mut self) {
+        self.closing = true;
+    }
+
+    /// Sends what is queued, as far as the socket takes it.
+    pub(crate) fn flush(&mut self) -> io::Result<Progress> {
+        let mut sent = 0;
+        while sent < self.unsent.len() {
+            match self.stream.write(&self.unsent[sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(len) => sent += len,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.unsent.drain(..sent);
+        if self.unsent.is_empty() {
+            self.unsent.shrink_to(READ_BYTES);
+        }
+        Ok(if self.closing {
+            Progress::Closed
+        } else {
+            Progress::Waiting
+        })
+    }
+}

@@ -1,0 +1,566 @@
+//! The event loop.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use maru_directory::{Config, Directory, Millis};
+use maru_protocol::{
+    FRAME_BYTES_MAX, FrameError, FrameKind, Hello, Limits, Refusal, Request, Secret, SessionId,
+    VERSION, Welcome,
+};
+use mio::{Events, Interest, Poll, Token, Waker};
+use slab::Slab;
+
+use crate::connection::{Connection, Progress};
+use crate::listener::{Listener, Stream};
+use crate::pool::Pool;
+use crate::watch::Watch;
+use crate::{ServerConfig, StartError};
+
+/// How often time passes for the directory: well under the second in which the dead are cleaned up
+/// after.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Requests of one connection that are answered before the others get their turn.
+const REQUESTS_PER_TURN: u32 = 32;
+
+/// How long a connection may stay without saying hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections without a session, beyond which new ones are turned away.
+const STRANGERS_MAX: usize = 256;
+
+const WAKER: Token = Token(0);
+const FIRST_LISTENER: usize = 1;
+const FIRST_CONNECTION: usize = 16;
+
+/// A connection has an even token, a watched process an odd one.
+const fn connection_token(index: usize) -> Token {
+    Token(FIRST_CONNECTION + 2 * index)
+}
+
+const fn watch_token(index: usize) -> Token {
+    Token(FIRST_CONNECTION + 2 * index + 1)
+}
+
+/// One server: a pool, a directory, and those who are connected.
+#[derive(Debug)]
+pub struct Server {
+    poll: Poll,
+    stopper: Stopper,
+    listeners: Vec<Listener>,
+    connections: Slab<Connection>,
+    /// Connections with work to do.
+    queue: VecDeque<usize>,
+    by_session: HashMap<SessionId, usize>,
+    watches: Slab<Watch>,
+    directory: Directory,
+    pool: Pool,
+    started: Instant,
+    next_tick: Instant,
+}
+
+/// Stops a server from another thread.
+#[derive(Debug, Clone)]
+pub struct Stopper {
+    stop: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+}
+
+impl Stopper {
+    /// Asks the server to stop; it does within a moment.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Err(error) = self.waker.wake() {
+            tracing::warn!(%error, "cannot wake the server; it stops at its next tick");
+        }
+    }
+}
+
+impl Server {
+    /// Opens the pool and starts to listen. Nothing is answered before [`Server::run`].
+    pub fn start(config: &ServerConfig) -> Result<Self, StartError> {
+        if config.socket.is_none() && config.listen.is_none() {
+            return Err(StartError::NoListener);
+        }
+        let mut listeners = Vec::new();
+        if let Some(path) = &config.socket {
+            listeners.push(Listener::unix(path)?);
+        }
+        if let Some(address) = config.listen {
+            listeners.push(Listener::tcp(address)?);
+        }
+        let memory = Pool::open(&config.pool, config.region_bytes, config.populate)?;
+        let poll = Poll::new().map_err(StartError::io("wait for events"))?;
+        for (index, listener) in listeners.iter_mut().enumerate() {
+            let token = Token(FIRST_LISTENER + index);
+            let registered = listener.register(poll.registry(), token);
+            registered.map_err(StartError::io("wait for connections"))?;
+        }
+        let waker = Waker::new(poll.registry(), WAKER).map_err(StartError::io("make a waker"))?;
+        let stopper = Stopper {
+            stop: Arc::new(AtomicBool::new(false)),
+            waker: Arc::new(waker),
+        };
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(1, |age| age.as_secs());
+        let hash_seed = u64::from_le_bytes(random()?);
+        // Unix time grows from one life to the next; after 2106 it has to be something else.
+        let directory = Config {
+            epoch: seconds & 0xffff_ffff,
+            hash_seed,
+            ..config.directory.clone()
+        };
+        let directory = Directory::new(directory, &memory.geometry, Millis(0))?;
+        let started = Instant::now();
+        Ok(Self {
+            poll,
+            stopper,
+            listeners,
+            connections: Slab::new(),
+            queue: VecDeque::new(),
+            by_session: HashMap::new(),
+            watches: Slab::new(),
+            directory,
+            pool: memory,
+            started,
+            next_tick: started + TICK,
+        })
+    }
+
+    /// What stops this server.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Where TCP clients can connect to, with the port that was chosen.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.listeners.iter().find_map(Listener::tcp_address)
+    }
+
+    /// What the pool lies on.
+    #[must_use]
+    pub fn pool_paths(&self) -> Vec<String> {
+        self.pool.paths()
+    }
+
+    /// The size of the pool's devices together, in bytes.
+    #[must_use]
+    pub fn pool_bytes(&self) -> u64 {
+        self.pool
+            .topology
+            .devices
+            .iter()
+            .map(|device| device.bytes)
+            .sum()
+    }
+
+    /// Serves until it is stopped.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        while !self.stopper.stop.load(Ordering::Relaxed) {
+            let wait = if self.queue.is_empty() {
+                self.next_tick.saturating_duration_since(Instant::now())
+            } else {
+                Duration::ZERO
+            };
+            match self.poll.poll(&mut events, Some(wait)) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            for event in &events {
+                self.dispatch(event);
+            }
+            // One turn for everybody who is queued now; who has more to do queues again.
+            for _ in 0..self.queue.len() {
+                if let Some(index) = self.queue.pop_front() {
+                    self.serve(index);
+                }
+            }
+            if Instant::now() >= self.next_tick {
+                self.tick();
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Millis {
+        let elapsed = self.started.elapsed().as_millis();
+        Millis(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    fn dispatch(&mut self, event: &mio::event::Event) {
+        let token = event.token().0;
+        if event.token() == WAKER {
+            // Its work is done: `run` looks at the flag.
+        } else if token < FIRST_CONNECTION {
+            self.accept(token - FIRST_LISTENER);
+        } else if (token - FIRST_CONNECTION).is_multiple_of(2) {
+            let index = (token - FIRST_CONNECTION) / 2;
+            if let Some(connection) = self.connections.get_mut(index) {
+                connection.readable |= event.is_readable() || event.is_read_closed();
+                self.enqueue(index);
+            }
+        } else {
+            self.process_died((token - FIRST_CONNECTION) / 2);
+        }
+    }
+
+    fn enqueue(&mut self, index: usize) {
+        if let Some(connection) = self.connections.get_mut(index)
+            && !connection.queued
+        {
+            connection.queued = true;
+            self.queue.push_back(index);
+        }
+    }
+
+    fn accept(&mut self, listener: usize) {
+        loop {
+            let stream = match self.listeners[listener].accept() {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Out of descriptors, most likely. Those who wait stay in the backlog; the next
+                    // arrival or close brings us back here.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    return;
+                }
+            };
+            if self.connections.len() >= self.by_session.len() + STRANGERS_MAX {
+                tracing::warn!("turning a connection away: too many have not said hello");
+                continue;
+            }
+            self.add_connection(stream);
+        }
+    }
+
+    fn add_connection(&mut self, stream: Stream) {
+        let slot = self.connections.vacant_entry();
+        let index = slot.key();
+        let connection = slot.insert(Connection::new(stream));
+        // Edge-triggered: both at once, and no call again for the life of the connection.
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let source = connection.stream.source();
+        let registered = self
+            .poll
+            .registry()
+            .register(source, connection_token(index), interest);
+        if let Err(error) = registered {
+            tracing::warn!(%error, "cannot wait for a connection");
+            self.connections.remove(index);
+        }
+    }
+
+    /// Gives one connection its turn.
+    fn serve(&mut self, index: usize) {
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
+        connection.queued = false;
+        let progress = self.answer_some(index).unwrap_or_else(|error| {
+            tracing::debug!(%error, "a connection is lost");
+            Progress::Closed
+        });
+        match progress {
+            Progress::Waiting => {}
+            Progress::More => self.enqueue(index),
+            Progress::Closed => self.close(index),
+        }
+    }
+
+    fn answer_some(&mut self, index: usize) -> io::Result<Progress> {
+        let mut open = true;
+        let connection = &mut self.connections[index];
+        if connection.readable && connection.accepts_work() {
+            open = connection.fill()?;
+        }
+        let mut answered = 0;
+        while answered < REQUESTS_PER_TURN && self.connections[index].accepts_work() {
+            if !self.answer_one(index) {
+                break;
+            }
+            answered += 1;
+        }
+        let connection = &mut self.connections[index];
+        let flushed = connection.flush()?;
+        if flushed == Progress::Closed || !open {
+            return Ok(Progress::Closed);
+        }
+        let turn_over = answered == REQUESTS_PER_TURN && connection.has_buffered();
+        let more = connection.accepts_work() && (turn_over || connection.readable);
+        Ok(if more {
+            Progress::More
+        } else {
+            Progress::Waiting
+        })
+    }
+
+    /// Answers the next frame of a connection; `false` if there is none.
+    fn answer_one(&mut self, index: usize) -> bool {
+        let now = self.now();
+        let connection = &mut self.connections[index];
+        let (len, result) = match connection.frame() {
+            Ok(None) => return false,
+            Ok(Some(frame)) => {
+                let result = match (frame.kind, connection.session) {
+                    (FrameKind::Request, Some(session)) => {
+                        maru_protocol::decode::<Request<'_>>(frame.body)
+                            .map(|request| Ok(self.directory.apply(now, session, &request)))
+                            .unwrap_or_else(|error| Err(refusal(&error)))
+                    }
+                    (FrameKind::Hello, None) => {
+                        let body = frame.body.to_vec();
+                        connection.consume(frame.len_bytes());
+                        self.hello(index, now, &body);
+                        return true;
+                    }
+                    (kind, session) => Err(Refusal::Unexpected {
+                        reason: format!(
+                            "{kind:?} where {} is expected",
+                            if session.is_some() {
+                                "Request"
+                            } else {
+                                "Hello"
+                            }
+                        ),
+                    }),
+                };
+                (frame.len_bytes(), result)
+            }
+            Err(error) => (0, Err(refusal(&error))),
+        };
+        let connection = &mut self.connections[index];
+        connection.consume(len);
+        match result {
+            Ok(reply) => connection.send(FrameKind::Reply, &reply),
+            Err(refusal) => self.refuse(index, &refusal),
+        }
+        true
+    }
+
+    /// Tells the peer why its connection is closed.
+    fn refuse(&mut self, index: usize, refusal: &Refusal) {
+        let connection = &mut self.connections[index];
+        tracing::info!(session = ?connection.session, %refusal, "closing a connection");
+        connection.send(FrameKind::Refused, refusal);
+        connection.close_after_sending();
+    }
+
+    fn hello(&mut self, index: usize, now: Millis, body: &[u8]) {
+        let welcome = maru_protocol::decode::<Hello<'_>>(body)
+            .map_err(|error| refusal(&error))
+            .and_then(|hello| self.open_session(index, now, &hello));
+        match welcome {
+            Ok(welcome) => self.connections[index].send(FrameKind::Welcome, &welcome),
+            Err(refusal) => self.refuse(index, &refusal),
+        }
+    }
+
+    fn open_session(
+        &mut self,
+        index: usize,
+        now: Millis,
+        hello: &Hello<'_>,
+    ) -> Result<Welcome, Refusal> {
+        let fresh = random().map_err(|error| Refusal::Unexpected {
+            reason: error.to_string(),
+        })?;
+        let opened = self.directory.hello(now, hello, Secret(fresh))?;
+        tracing::debug!(
+            session = %opened.session, instance = hello.instance, resumed = opened.resumed, "hello"
+        );
+        // The instance may be back before its old connection was seen to drop.
+        if let Some(old) = self.by_session.insert(opened.session, index) {
+            self.connections[old].session = None;
+            self.close(old);
+        }
+        let connection = &mut self.connections[index];
+        connection.session = Some(opened.session);
+        if !opened.resumed {
+            let slot = self.watches.vacant_entry();
+            let token = watch_token(slot.key());
+            let registry = self.poll.registry();
+            if let Some(watch) = Watch::peer(&connection.stream, opened.session, registry, token) {
+                slot.insert(watch);
+            }
+        }
+        let config = self.directory.config();
+        Ok(Welcome {
+            session: opened.session,
+            secret: opened.secret,
+            resumed: opened.resumed,
+            epoch: config.epoch,
+            limits: Limits {
+                lease_ms: config.lease_ms,
+                resume_ms: config.resume_ms,
+                frame_bytes_max: FRAME_BYTES_MAX,
+                batch_max: config.batch_max,
+                window: config.window,
+            },
+            topology: self.pool.topology.clone(),
+        })
+    }
+
+    fn close(&mut self, index: usize) {
+        let Some(mut connection) = self.connections.try_remove(index) else {
+            return;
+        };
+        let _ = self.poll.registry().deregister(connection.stream.source());
+        if let Some(session) = connection.session {
+            self.by_session.remove(&session);
+            self.directory.disconnected(self.now(), session);
+        }
+    }
+
+    fn process_died(&mut self, watch: usize) {
+        if let Some(watch) = self.watches.try_remove(watch) {
+            watch.deregister(self.poll.registry());
+            tracing::info!(session = %watch.session, "the process of a session has died");
+            self.directory.writer_dead(self.now(), watch.session);
+            self.next_tick = Instant::now();
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        let tick = self.directory.tick(now);
+        self.next_tick = if tick.more {
+            Instant::now()
+        } else {
+            Instant::now() + TICK
+        };
+        if let Some(violation) = tick.violation {
+            tracing::error!(%violation, "a rule is broken: please report this");
+        }
+        for session in tick.expired {
+            tracing::info!(%session, "the lease of a session ran out");
+            if let Some(index) = self.by_session.get(&session).copied() {
+                self.refuse(index, &Refusal::SessionEnded);
+                self.enqueue(index);
+            }
+        }
+        if tick.more {
+            return;
+        }
+        self.close_strangers();
+        let Self {
+            watches,
+            directory,
+            poll,
+            ..
+        } = self;
+        watches.retain(|_, watch| {
+            let known = directory.is_known(watch.session);
+            if !known {
+                watch.deregister(poll.registry());
+            }
+            known
+        });
+        if let Some(problem) = self.pool.reap_populates() {
+            tracing::warn!(
+                problem,
+                "bringing the pool's memory in failed; first writes are slower"
+            );
+        }
+    }
+
+    /// Closes connections that did not say hello in time.
+    fn close_strangers(&mut self) {
+        let late = |connection: &Connection| {
+            connection.session.is_none() && connection.opened.elapsed() > HELLO_TIMEOUT
+        };
+        let late: Vec<usize> = self
+            .connections
+            .iter()
+            .filter_map(|(index, connection)| late(connection).then_some(index))
+            .collect();
+        for index in late {
+            let reason = "no hello came in time".to_owned();
+            self.refuse(index, &Refusal::Unexpected { reason });
+            self.enqueue(index);
+        }
+    }
+}
+
+/// What a peer is told whose frame cannot be read.
+fn refusal(error: &FrameError) -> Refusal {
+    match error {
+        FrameError::Version { found } => Refusal::Version {
+            server: VERSION,
+            client: *found,
+        },
+        other => Refusal::Malformed {
+            reason: other.to_string(),
+        },
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], StartError> {
+    let mut bytes = [0; N];
+    let io = |error: getrandom::Error| io::Error::other(error.to_string());
+    getrandom::fill(&mut bytes)
+        .map_err(io)
+        .map_err(StartError::io("draw random bytes"))?;
+    Ok(bytes)
+}
+
+/// A server on a thread of this process: for tests, and for programs that bring their own.
+#[derive(Debug)]
+pub struct Embedded {
+    stopper: Stopper,
+    thread: Option<JoinHandle<io::Result<()>>>,
+    socket: Option<PathBuf>,
+    tcp: Option<SocketAddr>,
+}
+
+impl Embedded {
+    /// Starts a server and its thread.
+    pub fn start(config: &ServerConfig) -> Result<Self, StartError> {
+        let server = Server::start(config)?;
+        let (stopper, tcp) = (server.stopper(), server.tcp_address());
+        let thread = std::thread::Builder::new()
+            .name("maru-server".to_owned())
+            .spawn(move || server.run())
+            .map_err(StartError::io("start the server's thread"))?;
+        Ok(Self {
+            stopper,
+            thread: Some(thread),
+            socket: config.socket.clone(),
+            tcp,
+        })
+    }
+
+    /// Its Unix socket.
+    #[must_use]
+    pub fn socket(&self) -> Option<&PathBuf> {
+        self.socket.as_ref()
+    }
+
+    /// Its TCP address.
+    #[must_use]
+    pub const fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+}
+
+/// Stops the server and waits for it.
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        if let Some(thread) = self.thread.take()
+            && !matches!(thread.join(), Ok(Ok(())))
+        {
+            tracing::error!("the embedded server did not stop cleanly");
+        }
+    }
+}
