@@ -314,9 +314,10 @@ impl Server {
             Ok(Some(frame)) => {
                 let result = match (frame.kind, connection.session) {
                     (FrameKind::Request, Some(session)) => {
-                        maru_protocol::decode::<Request<'_>>(frame.body)
-                            .map(|request| Ok(self.directory.apply(now, session, &request)))
-                            .unwrap_or_else(|error| Err(refusal(&error)))
+                        match maru_protocol::decode::<Request<'_>>(frame.body) {
+                            Ok(request) => Ok(self.directory.apply(now, session, &request)),
+                            Err(error) => Err(refusal(&error)),
+                        }
                     }
                     (FrameKind::Hello, None) => {
                         let body = frame.body.to_vec();
