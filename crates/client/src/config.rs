@@ -1,0 +1,39 @@
+//! What a client is told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use maru_protocol::Endpoint;
+
+/// What a client is told.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// The instance's name, 1 to 128 printable characters; instances that share a name share a
+    /// budget.
+    pub instance: String,
+    /// How long a request may take, reconnecting included, give or take a quarter.
+    pub timeout: Duration,
+    /// How many bytes the instance may have in the pool; 0 for no limit.
+    pub budget_bytes: u64,
+    /// Where to look for the pool's devices, if not where the server has them: whatever of these
+    /// has a device's UUID is that device.
+    pub device_paths: Vec<PathBuf>,
+}
+
+impl Default for ClientConfig {
+    /// The server of this user on this host, and a name from host and process.
+    fn default() -> Self {
+        let user = rustix::process::getuid().as_raw();
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy();
+        Self {
+            endpoint: Endpoint::Unix(Endpoint::default_socket(user)),
+            instance: format!("{host}-{}", std::process::id()),
+            timeout: Duration::from_secs(5),
+            budget_bytes: 0,
+            device_paths: Vec::new(),
+        }
+    }
+}

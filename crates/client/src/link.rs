@@ -1,0 +1,507 @@
+//! The link to the server: one connection, requests of many threads on it, and what happens when
+//! it breaks.
+//!
+//! There is no reader thread: it would cost a wake-up on every round trip. Of the threads that wait
+//! for a reply, one reads and hands the others theirs; when it has its own, another takes over. A
+//! thread that is alone writes, reads and goes on.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Reply, Request, Welcome};
+
+use crate::session::{Memory, Session};
+use crate::stream::{Inbox, Stream};
+use crate::{ClientConfig, ClientError};
+
+/// The first wait before connecting again; it doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(5);
+const RETRY_MAX: Duration = Duration::from_millis(200);
+
+/// The longest that one attempt to connect may keep the others waiting.
+const ATTEMPT_MAX: Duration = Duration::from_secs(1);
+
+/// The link, shared by all threads of a client.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) config: ClientConfig,
+    host: String,
+    state: Mutex<State>,
+    /// Something was delivered, or the reading is nobody's.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// `None` while the connection is broken.
+    stream: Option<Arc<Stream>>,
+    /// `None` before the first hello.
+    session: Option<Arc<Session>>,
+    /// Counts up over sessions too, so that a number means one request.
+    next_seq: u64,
+    pending: BTreeMap<u64, Pending>,
+    /// Taken by the thread that reads.
+    inbox: Option<Inbox>,
+    /// Ended sessions that the server may hold pages in quarantine for.
+    lost: Vec<Arc<Session>>,
+    /// The client is gone: nothing connects again.
+    closed: bool,
+    /// Answers that came after their caller had stopped waiting: what they grant is given back.
+    orphans: Vec<(Arc<Session>, Answer)>,
+}
+
+/// A request without an answer, or with one that its thread has not taken yet.
+#[derive(Debug)]
+struct Pending {
+    frame: Vec<u8>,
+    sent: Instant,
+    /// The caller's patience has run out. The request stays: the server may have applied it, and
+    /// what it then grants must be given back.
+    abandoned: bool,
+    outcome: Option<Result<Answer, ClientError>>,
+}
+
+/// Why a request has no answer, and whether it may have one yet.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) error: ClientError,
+    /// The server may have applied it, or may apply it when the connection is back.
+    pub(crate) in_flight: bool,
+}
+
+impl From<ClientError> for Failed {
+    fn from(error: ClientError) -> Self {
+        Self {
+            error,
+            in_flight: false,
+        }
+    }
+}
+
+impl From<Failed> for ClientError {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
+impl Link {
+    pub(crate) fn new(config: ClientConfig) -> Self {
+        // One kernel, one coherent memory: containers of a host share its boot id.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let host = match boot.trim() {
+            "" => rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+            id => id.to_owned(),
+        };
+        let state = State {
+            stream: None,
+            session: None,
+            next_seq: 1,
+            pending: BTreeMap::new(),
+            inbox: Some(Inbox::default()),
+            lost: Vec::new(),
+            closed: false,
+            orphans: Vec::new(),
+        };
+        Self {
+            config,
+            host,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the state is half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The present session, connecting if there is none.
+    pub(crate) fn session(&self) -> Result<Arc<Session>, ClientError> {
+        let (state, connected) = self.connect(self.lock(), Instant::now());
+        connected?;
+        state.session.clone().ok_or(ClientError::SessionLost)
+    }
+
+    /// The connection's socket, if there is a connection.
+    pub(crate) fn stream(&self) -> Option<Arc<Stream>> {
+        self.lock().stream.clone()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Ends the session for good. It says goodbye only if no writable page is out: a goodbye
+    /// promises that nothing more is written.
+    pub(crate) fn farewell(&self) {
+        let mut state = self.lock();
+        // From here on a broken connection stays broken, so the goodbye waits for nobody.
+        state.closed = true;
+        let Some(session) = state.session.clone() else {
+            return;
+        };
+        let connected = state.stream.is_some();
+        drop(state);
+        if connected
+            && session.writable.load(Ordering::Acquire) == 0
+            && let Err(failed) = self.call(Body::Goodbye, Some(&session))
+        {
+            tracing::debug!(error = %failed.error, "no goodbye was said");
+        }
+        session.lose();
+        self.lock().disconnect();
+        self.changed.notify_all();
+    }
+
+    /// Ended sessions of which no writable page is out any more; the caller tells the server.
+    pub(crate) fn take_let_go(&self) -> Vec<Arc<Session>> {
+        let gone = |session: &mut Arc<Session>| session.writable.load(Ordering::Acquire) == 0;
+        self.lock().lost.extract_if(.., gone).collect()
+    }
+
+    pub(crate) fn take_orphans(&self) -> Vec<(Arc<Session>, Answer)> {
+        std::mem::take(&mut self.lock().orphans)
+    }
+
+    /// Asks the server and waits for the answer. Returns it with the session that it is of.
+    ///
+    /// If the connection breaks, the request is sent again over the next one, and is applied once.
+    /// `session`: fail rather than ask in any other session than this.
+    pub(crate) fn call(
+        &self,
+        body: Body<'_>,
+        session: Option<&Arc<Session>>,
+    ) -> Result<(Arc<Session>, Answer), Failed> {
+        let started = Instant::now();
+        let (mut state, connected) = self.connect(self.lock(), started);
+        connected?;
+        let current = state.session.clone().ok_or(ClientError::SessionLost)?;
+        if session.is_some_and(|session| !Arc::ptr_eq(session, &current)) {
+            return Err(ClientError::SessionLost.into());
+        }
+        let seq = state.send(body)?;
+        loop {
+            if let Some(outcome) = state.take_outcome(seq) {
+                drop(state);
+                // Whoever still waits needs a reader.
+                self.changed.notify_all();
+                return Ok((current, outcome?));
+            }
+            let patience = self.config.timeout.saturating_sub(started.elapsed());
+            if patience.is_zero() {
+                state.abandon(seq);
+                self.changed.notify_all();
+                return Err(Failed {
+                    error: self.timeout(),
+                    in_flight: true,
+                });
+            }
+            state = match self.wait(state, started, patience) {
+                (state, Ok(())) => state,
+                (mut state, Err(error)) => {
+                    state.abandon(seq);
+                    return Err(Failed {
+                        error,
+                        in_flight: true,
+                    });
+                }
+            };
+        }
+    }
+
+    fn timeout(&self) -> ClientError {
+        ClientError::Timeout {
+            endpoint: self.config.endpoint.clone(),
+            timeout_ms: self.config.timeout.as_millis(),
+        }
+    }
+
+    /// Waits for something to change: by reading, or, while another thread reads, for that thread.
+    fn wait<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        started: Instant,
+        patience: Duration,
+    ) -> (MutexGuard<'a, State>, Result<(), ClientError>) {
+        let Some(stream) = state.stream.clone() else {
+            return self.connect(state, started);
+        };
+        let Some(mut inbox) = state.inbox.take() else {
+            let waited = self.changed.wait_timeout(state, patience);
+            return (waited.unwrap_or_else(PoisonError::into_inner).0, Ok(()));
+        };
+        drop(state);
+        let read = inbox.fill(&stream);
+        let mut state = self.lock();
+        let same = state
+            .stream
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(now, &stream));
+        let read = read.and_then(|()| {
+            if same {
+                state.deliver(&mut inbox)
+            } else {
+                Ok(())
+            }
+        });
+        state.inbox = Some(if same { inbox } else { Inbox::default() });
+        match read {
+            // Nothing came; how long one waits is for each caller to say.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) if same => {
+                tracing::debug!(%error, "the connection is lost");
+                state.disconnect();
+            }
+            _ => {}
+        }
+        self.changed.notify_all();
+        (state, Ok(()))
+    }
+
+    /// Makes sure that there is a connection with a session, trying for the configured time from
+    /// `started`. Between attempts the lock is free: a client can be closed meanwhile.
+    fn connect<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        started: Instant,
+    ) -> (MutexGuard<'a, State>, Result<(), ClientError>) {
+        let mut pause = RETRY_MIN;
+        loop {
+            if state.stream.is_some() {
+                return (state, Ok(()));
+            }
+            if state.closed {
+                return (state, Err(ClientError::SessionLost));
+            }
+            let left = self.config.timeout.saturating_sub(started.elapsed());
+            let error = match self.greet(&mut state, left.clamp(RETRY_MIN, ATTEMPT_MAX)) {
+                Ok(()) => return (state, Ok(())),
+                Err(error) => error,
+            };
+            // Before the first session there is nothing to save by waiting.
+            let again = matches!(error, ClientError::Unreachable { .. }) && state.session.is_some();
+            if !again || pause > left {
+                return (state, Err(error));
+            }
+            let waited = self.changed.wait_timeout(state, pause);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// One attempt to connect and say hello.
+    fn greet(&self, state: &mut State, timeout: Duration) -> Result<(), ClientError> {
+        let unreachable = |source: io::Error| ClientError::Unreachable {
+            endpoint: self.config.endpoint.clone(),
+            source: Arc::new(source),
+        };
+        let unreadable = |reason: String| ClientError::Protocol {
+            endpoint: self.config.endpoint.clone(),
+            reason,
+        };
+        let stream = Stream::connect(&self.config.endpoint, timeout, self.config.timeout / 4)
+            .map_err(unreachable)?;
+        let hello = Hello {
+            instance: &self.config.instance,
+            host: &self.host,
+            budget_bytes: self.config.budget_bytes,
+            resume: state.session.as_ref().map(|session| session.resume()),
+        };
+        let mut frame = Vec::new();
+        maru_protocol::encode(FrameKind::Hello, &hello, &mut frame)
+            .map_err(ClientError::Unsendable)?;
+        let sent = Instant::now();
+        stream.write_all(&frame).map_err(unreachable)?;
+        let mut inbox = Inbox::default();
+        let welcome = loop {
+            let frame = inbox
+                .frame()
+                .map_err(|error| unreadable(error.to_string()))?;
+            let Some(frame) = frame else {
+                inbox.fill(&stream).map_err(unreachable)?;
+                continue;
+            };
+            break match frame.kind {
+                FrameKind::Welcome => maru_protocol::decode::<Welcome>(frame.body),
+                FrameKind::Refused => match maru_protocol::decode::<Refusal>(frame.body) {
+                    Ok(refusal) => return Err(refusal.into()),
+                    Err(error) => Err(error),
+                },
+                kind => return Err(unreadable(format!("{kind:?} in answer to a hello"))),
+            }
+            .map_err(|error| unreadable(error.to_string()))?;
+        };
+        self.welcomed(state, stream, &welcome, sent)
+            .inspect_err(|_| state.disconnect())
+    }
+
+    fn welcomed(
+        &self,
+        state: &mut State,
+        stream: Stream,
+        welcome: &Welcome,
+        sent: Instant,
+    ) -> Result<(), ClientError> {
+        let unreachable = |source: io::Error| ClientError::Unreachable {
+            endpoint: self.config.endpoint.clone(),
+            source: Arc::new(source),
+        };
+        if welcome.resumed {
+            state.resend(&stream).map_err(unreachable)?;
+        } else {
+            let known = state
+                .session
+                .as_ref()
+                .map(|session| Arc::clone(&session.memory));
+            let memory = match known.filter(|memory| memory.is_of(&welcome.topology)) {
+                Some(memory) => memory,
+                None => Arc::new(Memory::map(&welcome.topology, &self.config.device_paths)?),
+            };
+            state.begin(Session::new(welcome, memory, sent));
+        }
+        state.stream = Some(Arc::new(stream));
+        // A thread may be reading the old connection; what it left half read is of no use.
+        if state.inbox.is_some() {
+            state.inbox = Some(Inbox::default());
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+impl State {
+    /// Sends a request and returns its number. If the connection breaks on the way, the request is
+    /// sent again later.
+    fn send(&mut self, body: Body<'_>) -> Result<u64, ClientError> {
+        let seq = self.next_seq;
+        let unanswered = self
+            .pending
+            .iter()
+            .find(|(_, pending)| pending.outcome.is_none());
+        let acked = unanswered.map_or(seq, |(first, _)| *first) - 1;
+        let mut frame = Vec::new();
+        let request = Request { seq, acked, body };
+        maru_protocol::encode(FrameKind::Request, &request, &mut frame)
+            .map_err(ClientError::Unsendable)?;
+        self.next_seq += 1;
+        let sent = Instant::now();
+        if let Some(stream) = &self.stream
+            && let Err(error) = stream.write_all(&frame)
+        {
+            tracing::debug!(%error, "the connection is lost");
+            self.disconnect();
+        }
+        let pending = Pending {
+            frame,
+            sent,
+            abandoned: false,
+            outcome: None,
+        };
+        self.pending.insert(seq, pending);
+        Ok(seq)
+    }
+
+    /// Sends everything unanswered again, in its order, over a new connection of the same session.
+    fn resend(&mut self, stream: &Stream) -> io::Result<()> {
+        for pending in self
+            .pending
+            .values_mut()
+            .filter(|pending| pending.outcome.is_none())
+        {
+            pending.sent = Instant::now();
+            stream.write_all(&pending.frame)?;
+        }
+        Ok(())
+    }
+
+    /// A new session takes the place of the old one: what was on its way is lost.
+    fn begin(&mut self, session: Session) {
+        if let Some(old) = self.session.replace(Arc::new(session)) {
+            tracing::warn!(session = %old.id, "a session was lost; a new one begins");
+            old.lose();
+            self.lost.push(old);
+        }
+        self.pending.retain(|_, pending| !pending.abandoned);
+        for pending in self.pending.values_mut() {
+            pending.outcome.get_or_insert(Err(ClientError::SessionLost));
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            stream.shut_down();
+        }
+    }
+
+    fn take_outcome(&mut self, seq: u64) -> Option<Result<Answer, ClientError>> {
+        let outcome = self.pending.get_mut(&seq)?.outcome.take()?;
+        self.pending.remove(&seq);
+        Some(outcome)
+    }
+
+    fn abandon(&mut self, seq: u64) {
+        if let Some(pending) = self.pending.get_mut(&seq) {
+            pending.abandoned = true;
+        }
+    }
+
+    /// Hands the frames that have come to those who wait for them.
+    fn deliver(&mut self, inbox: &mut Inbox) -> io::Result<()> {
+        let unreadable = |error: maru_protocol::FrameError| io::Error::other(error);
+        while let Some(frame) = inbox.frame().map_err(unreadable)? {
+            match frame.kind {
+                FrameKind::Reply => {
+                    let reply = maru_protocol::decode::<Reply>(frame.body).map_err(unreadable)?;
+                    self.answered(reply);
+                }
+                FrameKind::Refused => {
+                    let refusal = maru_protocol::decode::<Refusal>(frame.body);
+                    return Err(io::Error::other(refusal.map_err(unreadable)?));
+                }
+                kind => {
+                    return Err(io::Error::other(format!(
+                        "{kind:?} where Reply is expected"
+                    )));
+                }
+            }
+            let len = frame.len_bytes();
+            inbox.consume(len);
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, reply: Reply) {
+        let Some(pending) = self.pending.get_mut(&reply.seq) else {
+            return;
+        };
+        let session = self.session.clone();
+        // Only a session that still is one answers; a refusal may be that it is none.
+        if reply.result.is_ok()
+            && let Some(session) = &session
+        {
+            session.confirm(pending.sent);
+        }
+        let ended = matches!(reply.result, Err(Refusal::SessionEnded));
+        if pending.abandoned {
+            self.pending.remove(&reply.seq);
+            if let (Ok(answer), Some(session)) = (reply.result, session) {
+                self.orphans.push((session, answer));
+            }
+        } else {
+            pending.outcome = Some(match reply.result {
+                Err(Refusal::SessionEnded) => Err(ClientError::SessionLost),
+                result => result.map_err(ClientError::Refused),
+            });
+        }
+        if ended {
+            // The next hello begins a new session.
+            self.disconnect();
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Pages: what a reader holds, and what a writer holds.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use maru_memory::{PageMut, PageView};
+use maru_protocol::{Body, CommitItem, Handle, Location};
+
+use crate::ClientError;
+use crate::heartbeat::{Return, Returns};
+use crate::link::Link;
+use crate::session::Session;
+
+/// Where pages come from and go back to.
+#[derive(Debug, Clone)]
+pub(crate) struct Home {
+    pub(crate) link: Arc<Link>,
+    pub(crate) returns: Arc<Returns>,
+    pub(crate) session: Arc<Session>,
+}
+
+/// The right to one page. Dropping it gives the page back, a moment later.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    home: Home,
+    pub(crate) handle: Handle,
+    /// So many pins; 0 for a reservation.
+    pins: u32,
+    spent: bool,
+}
+
+impl Ticket {
+    pub(crate) const fn session(&self) -> &Arc<Session> {
+        &self.home.session
+    }
+
+    /// The page is the server's again, or will be: nothing is to be given back.
+    pub(crate) fn spend(mut self) {
+        self.spent = true;
+    }
+
+    /// Fails unless the session was alive at a moment after this call began: then whatever it held
+    /// before the call, it held all the time. Costs a round trip only if nothing was heard lately.
+    fn confirm(&self) -> Result<(), ClientError> {
+        let session = &self.home.session;
+        if session.is_certainly_alive() {
+            return Ok(());
+        }
+        match self
+            .home
+            .link
+            .call(Body::Renew, Some(session))
+            .map_err(ClientError::from)
+        {
+            Ok(_) => Ok(()),
+            Err(ClientError::SessionLost) => Err(ClientError::Stale),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.spent && !self.home.session.is_lost() {
+            let session = Arc::clone(&self.home.session);
+            self.home.returns.push(Return {
+                session,
+                handle: self.handle,
+                pins: self.pins,
+            });
+        }
+    }
+}
+
+/// A chunk that this instance pins: read-only, and in its place until it is given back.
+///
+/// The pin belongs to a session. If that ends (the server lost sight of this instance for longer
+/// than its lease), the page may become another chunk's: bytes read from it count only when
+/// [`PinnedPage::confirm`], [`PinnedPage::copy_to`] or [`crate::Client::release`] said yes
+/// afterwards. Dropping the page releases it, a moment later; [`crate::Client::release`] does so
+/// for many in one round trip.
+#[derive(Debug)]
+pub struct PinnedPage {
+    // Dropped in this order: what is given back is not in use any more.
+    view: PageView,
+    ticket: Ticket,
+    location: Location,
+}
+
+impl PinnedPage {
+    pub(crate) fn new(location: Location, home: Home) -> Result<Self, ClientError> {
+        let ticket = Ticket {
+            home,
+            handle: location.handle,
+            pins: 1,
+            spent: false,
+        };
+        let mapping = &ticket.home.session.memory.mapping;
+        let view = mapping.read(location.offset(), location.length)?;
+        Ok(Self {
+            view,
+            ticket,
+            location,
+        })
+    }
+
+    /// Where the chunk lies.
+    #[must_use]
+    pub const fn location(&self) -> Location {
+        self.location
+    }
+
+    /// The chunk's bytes, in the pool itself. See the type's description for when they count.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.view.bytes()
+    }
+
+    /// Fails with [`ClientError::Stale`] unless the page was protected all the time until now.
+    pub fn confirm(&self) -> Result<(), ClientError> {
+        self.ticket.confirm()
+    }
+
+    /// Copies the chunk into `buffer`, of the same length, and confirms that it was protected.
+    pub fn copy_to(&self, buffer: &mut [u8]) -> Result<(), ClientError> {
+        self.view.copy_to(buffer)?;
+        self.confirm()
+    }
+
+    pub(crate) fn into_ticket(self) -> Ticket {
+        self.ticket
+    }
+}
+
+/// A page granted to this instance to write a chunk into, visible to nobody until
+/// [`crate::Client::commit`]. Dropping it gives it back unseen.
+///
+/// If the session ends meanwhile, the page stays this writer's, and may be written to, but its
+/// commit is refused.
+#[derive(Debug)]
+pub struct ReservedPage {
+    // Dropped in this order: the page is let go before anybody is told so.
+    page: PageMut,
+    writing: Writing,
+    ticket: Ticket,
+    length: u64,
+}
+
+/// Counts in its session as a writable page that is out.
+#[derive(Debug)]
+struct Writing(Arc<Session>);
+
+impl Writing {
+    fn begin(session: &Arc<Session>) -> Self {
+        session.writable.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(session))
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.writable.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl ReservedPage {
+    pub(crate) fn new(location: Location, home: Home) -> Result<Self, ClientError> {
+        let ticket = Ticket {
+            home,
+            handle: location.handle,
+            pins: 0,
+            spent: false,
+        };
+        let session = ticket.session();
+        let page = session
+            .memory
+            .mapping
+            .write(location.offset(), location.length)?;
+        let writing = Writing::begin(session);
+        Ok(Self {
+            page,
+            writing,
+            ticket,
+            length: location.length,
+        })
+    }
+
+    /// Where the chunk will lie, with the length it has so far.
+    #[must_use]
+    pub const fn location(&self) -> Location {
+        Location::new(self.ticket.handle, self.length)
+    }
+
+    /// The page's bytes, in the pool itself. What was there before is undefined.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.page.bytes_mut()
+    }
+
+    /// Copies the whole chunk in; `bytes` has the page's length.
+    pub fn copy_from(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        Ok(self.page.copy_from(bytes)?)
+    }
+
+    /// Says how many bytes the chunk has, if it is shorter than the page.
+    pub fn set_length(&mut self, length: u64) -> Result<(), ClientError> {
+        let page_len = self.page.len();
+        if length == 0 || length > page_len {
+            return Err(ClientError::BadLength {
+                len: length,
+                page_len,
+            });
+        }
+        self.length = length;
+        Ok(())
+    }
+
+    /// Ends the writing: what is to be committed, and the right to it.
+    pub(crate) fn finish(self) -> (CommitItem, Ticket) {
+        let Self {
+            page,
+            writing,
+            ticket,
+            length,
+        } = self;
+        drop((page, writing));
+        (
+            CommitItem {
+                handle: ticket.handle,
+                length,
+            },
+            ticket,
+        )
+    }
+}

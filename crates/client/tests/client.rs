@@ -1,0 +1,343 @@
+//! A client against a real server on a thread of this process.
+#![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
+
+use std::path::Path;
+use std::time::Duration;
+
+use maru_client::{
+    Acquire, Client, ClientConfig, ClientError, Committed, Reserve, Reserved, ReservedPage,
+};
+use maru_directory::Config;
+use maru_protocol::{DeleteOutcome, Endpoint, Key, Presence, Refusal};
+use maru_server::{Embedded, PoolConfig, ServerConfig};
+
+const PAGE: u64 = 64 << 10;
+
+struct Pool {
+    folder: tempfile::TempDir,
+    server: Embedded,
+}
+
+fn serve(folder: &Path, directory: Config) -> Embedded {
+    let spec = format!("{}:8MiB", folder.join("pool").display());
+    Embedded::start(&ServerConfig {
+        pool: PoolConfig::Temporary(spec.parse().unwrap()),
+        socket: Some(folder.join("socket")),
+        listen: Some("127.0.0.1:0".parse().unwrap()),
+        region_bytes: None,
+        populate: false,
+        directory,
+    })
+    .unwrap()
+}
+
+fn pool_with(directory: Config) -> Pool {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let server = serve(folder.path(), directory);
+    Pool { folder, server }
+}
+
+fn pool() -> Pool {
+    pool_with(Config::default())
+}
+
+impl Pool {
+    fn config(&self, instance: &str) -> ClientConfig {
+        ClientConfig {
+            endpoint: Endpoint::Unix(self.folder.path().join("socket")),
+            instance: instance.to_owned(),
+            ..ClientConfig::default()
+        }
+    }
+
+    fn client(&self, instance: &str) -> Client {
+        Client::connect(self.config(instance)).unwrap()
+    }
+}
+
+fn keys(names: &[String]) -> Vec<Key<'_>> {
+    names
+        .iter()
+        .map(|name| Key::new(name.as_bytes()).unwrap())
+        .collect()
+}
+
+fn names(range: std::ops::Range<u32>) -> Vec<String> {
+    range
+        .map(|n| format!("model@00000000@{n:064x}@0"))
+        .collect()
+}
+
+fn granted(reserved: Vec<Reserved>) -> Vec<ReservedPage> {
+    let page = |reserved| match reserved {
+        Reserved::Page(page) => page,
+        other => panic!("not granted: {other:?}"),
+    };
+    reserved.into_iter().map(page).collect()
+}
+
+fn store(client: &Client, keys: &[Key<'_>], byte: u8) {
+    let mut pages = granted(client.reserve(keys, PAGE, Reserve::default()).unwrap());
+    for page in &mut pages {
+        page.bytes_mut().fill(byte);
+    }
+    let committed = client.commit(pages).unwrap();
+    assert!(
+        committed
+            .iter()
+            .all(|committed| matches!(committed, Committed::Stored(_)))
+    );
+}
+
+#[test]
+fn one_instance_reads_what_another_wrote_over_either_kind_of_socket() {
+    let pool = pool();
+    let writer = pool.client("writer");
+    let tcp = Endpoint::Tcp(pool.server.tcp_address().unwrap().to_string());
+    let reader = Client::connect(ClientConfig {
+        endpoint: tcp,
+        ..pool.config("reader")
+    })
+    .unwrap();
+    let names = names(0..4);
+    let keys = keys(&names);
+    assert_eq!(reader.contains(&keys).unwrap(), [Presence::Missing; 4]);
+    store(&writer, &keys[..3], 7);
+    let pages = reader
+        .acquire(&keys, Acquire { stop_at_miss: true })
+        .unwrap();
+    assert_eq!(pages.len(), 3);
+    let mut chunk = vec![0; 64 << 10];
+    for page in pages.iter().flatten() {
+        page.copy_to(&mut chunk).unwrap();
+        assert!(chunk.iter().all(|byte| *byte == 7));
+    }
+    assert_eq!(writer.delete(&keys[..1]).unwrap(), [DeleteOutcome::Pinned]);
+    reader.release(pages.into_iter().flatten()).unwrap();
+    assert_eq!(writer.delete(&keys[..1]).unwrap(), [DeleteOutcome::Deleted]);
+}
+
+#[test]
+fn what_is_dropped_is_given_back() {
+    let pool = pool();
+    let client = pool.client("a");
+    let names = names(0..2);
+    let keys = keys(&names);
+    store(&client, &keys[..1], 1);
+    drop(client.acquire(&keys, Acquire::default()).unwrap());
+    drop(
+        client
+            .reserve(&keys[1..], PAGE, Reserve::default())
+            .unwrap(),
+    );
+    client.flush().unwrap();
+    let stats = client.stats().unwrap();
+    assert_eq!(
+        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
+        (0, 0, 0)
+    );
+    assert_eq!(stats.counters.aborted, 1);
+}
+
+#[test]
+fn a_chunk_is_stored_once() {
+    let pool = pool();
+    let (a, b) = (pool.client("a"), pool.client("b"));
+    let names = names(0..1);
+    let keys = keys(&names);
+    let first = granted(a.reserve(&keys, PAGE, Reserve::default()).unwrap());
+    let polite = Reserve {
+        unless_being_written: true,
+        ..Reserve::default()
+    };
+    assert!(matches!(
+        b.reserve(&keys, PAGE, polite).unwrap()[..],
+        [Reserved::BeingWritten]
+    ));
+    let second = granted(b.reserve(&keys, PAGE, Reserve::default()).unwrap());
+    let winner = match a.commit(first).unwrap()[..] {
+        [Committed::Stored(location)] => location,
+        ref other => panic!("{other:?}"),
+    };
+    assert_eq!(b.commit(second).unwrap(), [Committed::Superseded(winner)]);
+    let third = b.reserve(&keys, PAGE, Reserve::default()).unwrap();
+    assert!(matches!(third[..], [Reserved::Resident]));
+}
+
+#[test]
+fn a_shorter_chunk_keeps_its_length() {
+    let pool = pool();
+    let client = pool.client("a");
+    let names = names(0..1);
+    let keys = keys(&names);
+    let mut pages = granted(client.reserve(&keys, PAGE, Reserve::default()).unwrap());
+    assert!(pages[0].set_length(0).is_err());
+    assert!(pages[0].set_length(PAGE + 1).is_err());
+    pages[0].set_length(100).unwrap();
+    client.commit(pages).unwrap();
+    let found = client.acquire(&keys, Acquire::default()).unwrap();
+    assert_eq!(found[0].as_ref().unwrap().bytes().len(), 100);
+}
+
+#[test]
+fn many_threads_share_one_session() {
+    let pool = pool();
+    let client = pool.client("a");
+    std::thread::scope(|scope| {
+        for thread in 0..8_u8 {
+            let client = &client;
+            scope.spawn(move || {
+                for turn in 0..50 {
+                    let names =
+                        names(u32::from(thread) * 100..u32::from(thread) * 100 + 1 + turn % 2);
+                    let keys = keys(&names);
+                    for reserved in client.reserve(&keys, PAGE, Reserve::default()).unwrap() {
+                        if let Reserved::Page(mut page) = reserved {
+                            page.bytes_mut().fill(thread);
+                            client.commit([page]).unwrap();
+                        }
+                    }
+                    let pages = client.acquire(&keys, Acquire::default()).unwrap();
+                    for page in pages.iter().flatten() {
+                        assert!(page.bytes().iter().all(|byte| *byte == thread));
+                    }
+                    client.release(pages.into_iter().flatten()).unwrap();
+                }
+            });
+        }
+    });
+    let stats = client.stats().unwrap();
+    assert_eq!(
+        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
+        (0, 0, 0)
+    );
+    assert_eq!(stats.sessions.len(), 1);
+}
+
+#[test]
+fn a_full_pool_says_so_and_leaks_nothing() {
+    let pool = pool();
+    let client = pool.client("a");
+    let all = names(0..96);
+    let keys = keys(&all);
+    store(&client, &keys, 3);
+    let pinned = client.acquire(&keys, Acquire::default()).unwrap();
+    let other = names(1000..1002);
+    let refused = client
+        .reserve(&self::keys(&other), PAGE, Reserve::default())
+        .unwrap();
+    assert!(
+        refused
+            .iter()
+            .all(|reserved| matches!(reserved, Reserved::OutOfMemory))
+    );
+    client.release(pinned.into_iter().flatten()).unwrap();
+    store(&client, &self::keys(&other), 4);
+    let stats = client.stats().unwrap();
+    assert_eq!(
+        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn a_client_that_goes_takes_its_session_with_it() {
+    let pool = pool();
+    let watcher = pool.client("watcher");
+    let names = names(0..2);
+    let keys = keys(&names);
+    let client = pool.client("a");
+    store(&client, &keys[..1], 1);
+    let pinned = client.acquire(&keys[..1], Acquire::default()).unwrap();
+    drop(client);
+    assert!(matches!(
+        pinned[0].as_ref().unwrap().confirm(),
+        Err(ClientError::Stale)
+    ));
+    // The goodbye ends the session; what it held goes at the next tick.
+    wait_until(|| watcher.stats().unwrap().sessions.len() == 1);
+    assert_eq!(watcher.stats().unwrap().pins, 0);
+}
+
+/// Polls; fails after a time that only a hang can take.
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_mins(1),
+            "it does not happen"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_restarted_server_is_found_again_and_old_pages_are_stale() {
+    let Pool { folder, server } = pool();
+    let config = ClientConfig {
+        endpoint: Endpoint::Unix(folder.path().join("socket")),
+        instance: "a".to_owned(),
+        timeout: Duration::from_secs(30),
+        ..ClientConfig::default()
+    };
+    let client = Client::connect(config).unwrap();
+    let names = names(0..2);
+    let keys = keys(&names);
+    store(&client, &keys[..1], 1);
+    let pinned = client.acquire(&keys[..1], Acquire::default()).unwrap();
+    let reserved = granted(
+        client
+            .reserve(&keys[1..], PAGE, Reserve::default())
+            .unwrap(),
+    );
+    drop(server);
+    let _server = serve(folder.path(), Config::default());
+    assert_eq!(client.contains(&keys).unwrap(), [Presence::Missing; 2]);
+    // The old memory stays mapped under the old pages; their bytes just do not count any more.
+    assert_eq!(pinned[0].as_ref().unwrap().bytes()[0], 1);
+    assert!(matches!(
+        pinned[0].as_ref().unwrap().confirm(),
+        Err(ClientError::Stale)
+    ));
+    assert!(matches!(
+        client.release(pinned.into_iter().flatten()),
+        Err(ClientError::Stale)
+    ));
+    assert!(matches!(
+        client.commit(reserved),
+        Err(ClientError::SessionLost)
+    ));
+    store(&client, &keys, 2);
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let pool = pool();
+    let missing = Endpoint::Unix(pool.folder.path().join("nobody"));
+    let error = Client::connect(ClientConfig {
+        endpoint: missing,
+        ..pool.config("a")
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("maru serve"), "{error}");
+    let error = Client::connect(pool.config("a\n")).unwrap_err();
+    assert!(
+        matches!(error, ClientError::Refused(Refusal::InstanceName { .. })),
+        "{error}"
+    );
+    let client = pool.client("a");
+    let names = names(0..1);
+    let error = client
+        .reserve(&keys(&names), 1 << 40, Reserve::default())
+        .unwrap_err();
+    assert!(
+        matches!(error, ClientError::Refused(Refusal::PageSize { .. })),
+        "{error}"
+    );
+    let many = self::names(0..5000);
+    let error = client.contains(&keys(&many)).unwrap_err();
+    assert!(
+        matches!(error, ClientError::Refused(Refusal::BatchTooLarge { .. })),
+        "{error}"
+    );
+}
