@@ -1,2 +1,158 @@
-//! The `maru` program.
-fn main() {}
+//! The `maru` program: serve a pool, replay traces against it, look into it.
+
+// Doc comments here are help texts on a terminal, where backticks would show.
+#![allow(clippy::doc_markdown)]
+
+mod inspect;
+mod output;
+mod pool;
+mod replay;
+mod serve;
+mod trace;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use maru_client::ClientError;
+use tracing_subscriber::EnvFilter;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; the message on stderr says why and what to do
+  2  wrong usage
+  3  the server cannot be reached or does not answer
+  4  a replay found wrong bytes, or something left behind";
+
+/// One pool of CXL memory, many LLM serving instances, one copy of every KV chunk.
+#[derive(Debug, Parser)]
+#[command(name = "maru", version, after_help = EXIT_CODES)]
+struct Maru {
+    /// How much to log, to stderr: error, warn, info, debug, trace, or a filter by module.
+    #[arg(
+        long,
+        global = true,
+        env = "MARU_LOG",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
+    log: String,
+    /// How to log.
+    #[arg(
+        long,
+        global = true,
+        env = "MARU_LOG_FORMAT",
+        value_enum,
+        default_value_t
+    )]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a pool. Without flags: 1 GiB in /dev/shm, for this user, on this host.
+    Serve(serve::Serve),
+    /// Replay a request trace over private pools and over a shared one, and compare.
+    Replay(Box<replay::Replay>),
+    /// One instance of a replay; started by `maru replay`.
+    #[command(hide = true)]
+    ReplayInstance(replay::instance::ReplayInstance),
+    /// Numbers of a running server: pages by state, hits, evictions, sessions.
+    Stat(inspect::Stat),
+    /// List the keys in the pool.
+    Ls(inspect::Ls),
+    /// Who holds what, and for how long: pins and reservations.
+    Pins(inspect::Pins),
+    /// Make and look at the devices of a pool.
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
+    /// Request traces.
+    #[command(subcommand)]
+    Trace(trace::TraceCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A replay that ran, and found what must not be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Defect(String);
+
+fn main() -> ExitCode {
+    let maru = Maru::parse();
+    if let Err(error) = start_logging(&maru) {
+        output::complain(&format!(
+            "error: --log {:?} is not a level or a filter: {error}",
+            maru.log
+        ));
+        return ExitCode::from(2);
+    }
+    let result = match maru.command {
+        Command::Serve(serve) => serve.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::ReplayInstance(instance) => instance.run(),
+        Command::Stat(stat) => stat.run(),
+        Command::Ls(ls) => ls.run(),
+        Command::Pins(pins) => pins.run(),
+        Command::Pool(pool) => pool.run(),
+        Command::Trace(trace) => trace.run(),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Maru::command(), "maru", &mut script);
+            output::print(&String::from_utf8_lossy(&script))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&format!("error: {error:#}"));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Unreachable { .. } | ClientError::Timeout { .. }) => 3,
+        _ if error.is::<Defect>() => 4,
+        _ => 1,
+    }
+}
+
+fn start_logging(maru: &Maru) -> Result<(), tracing_subscriber::filter::ParseError> {
+    let filter = EnvFilter::builder().parse(&maru.log)?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false);
+    match maru.log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Maru::command().debug_assert();
+    }
+}

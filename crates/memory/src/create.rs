@@ -13,10 +13,10 @@ use crate::error::DeviceError;
 use crate::header::{Header, HeaderError};
 use crate::host::{DeviceKind, Host, Place};
 use crate::range::{read_first, write_first};
-use crate::{Device, DeviceSpec};
+use crate::{DATA_START, Device, DeviceSpec};
 
-/// Least size of a device in bytes: its header area, and as much again for pages.
-pub const MIN_DEVICE_BYTES: u64 = 4 << 20;
+/// The smallest device, in bytes: its header area and one page of the smallest size.
+pub const MIN_DEVICE_BYTES: u64 = DATA_START + 4096;
 
 /// How much of a DAX device is looked at to see whether anything was ever written to it, in bytes.
 const BLANK_LEN: usize = 4096;

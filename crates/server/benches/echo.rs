@@ -16,6 +16,9 @@ const MESSAGE: usize = 128;
 const PINGS: usize = 3000;
 const ROUNDS: usize = 7;
 
+/// Starts a server of one shape on a socket.
+type Shape = fn(&Path);
+
 fn threads(path: &Path) {
     let listener = UnixListener::bind(path).unwrap();
     let state = Arc::new(Mutex::new(0_u64));
@@ -124,7 +127,7 @@ fn ping(stream: &mut UnixStream) -> f64 {
 
 fn main() {
     let folder = tempfile::tempdir().unwrap();
-    let shapes: [(&str, fn(&Path)); 3] = [
+    let shapes: [(&str, Shape); 3] = [
         ("threads + lock", threads),
         ("mio, one thread", mio_loop),
         ("tokio, one worker", tokio_one_worker),

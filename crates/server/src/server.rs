@@ -426,8 +426,9 @@ impl Server {
     fn process_died(&mut self, watch: usize) {
         if let Some(watch) = self.watches.try_remove(watch) {
             watch.deregister(self.poll.registry());
-            tracing::info!(session = %watch.session, "the process of a session has died");
-            self.directory.writer_dead(self.now(), watch.session);
+            if self.directory.writer_dead(self.now(), watch.session) {
+                tracing::info!(session = %watch.session, "an instance has died; cleaning up");
+            }
             self.next_tick = Instant::now();
         }
     }

@@ -10,14 +10,16 @@
 //! prompt, 512 tokens each, the last one perhaps shorter. An id stands for the block and everything
 //! before it, so equal ids are reusable KV. [`read`] takes such a file in, [`Generator`] makes one up.
 
+mod command;
 mod generator;
 mod random;
 mod reader;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use generator::{Generator, GeneratorSettings, SettingsError, generate, write};
-pub(crate) use reader::{BadLine, BadLines, Trace, TraceError, read};
+pub(crate) use command::TraceCommand;
+pub(crate) use generator::{Generator, GeneratorSettings, generate, write};
+pub(crate) use reader::{BadLines, Trace, read};
 
 /// One request of a trace. The field names in the file are those of the published traces; fields
 /// beyond these four are allowed there, and passed over.

@@ -1,0 +1,123 @@
+//! `maru serve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use maru_directory::Config;
+use maru_memory::{DeviceSpec, parse_bytes};
+use maru_protocol::Endpoint;
+use maru_server::{PoolConfig, Server, ServerConfig};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// The pool without flags: enough to try things, little enough for a laptop.
+const DEFAULT_POOL_BYTES: u64 = 1 << 30;
+
+/// Serve a pool.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// A device of the pool: a DAX device, or a file, made with this SIZE if it does not exist.
+    /// Repeat for several. Default: 1 GiB in /dev/shm that goes when the server stops.
+    #[arg(long, value_name = "PATH[:SIZE]")]
+    pool: Vec<DeviceSpec>,
+    /// Also listen on this TCP address. Addresses other hosts can reach need --insecure.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    /// The Unix socket to listen on. Default: $XDG_RUNTIME_DIR/maru.sock, else
+    /// /tmp/maru-UID/maru.sock.
+    #[arg(long, value_name = "PATH", env = "MARU_SOCKET")]
+    socket: Option<PathBuf>,
+    /// Let everybody who can reach --listen read and write the pool, unauthenticated and in clear.
+    #[arg(long)]
+    insecure: bool,
+    /// The size of a region, a power of two from 2MiB to 1GiB; no page can be larger. Default: a
+    /// 32nd of the pool.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    region_size: Option<u64>,
+    /// Leave the memory to come in page by page as it is first written.
+    #[arg(long)]
+    no_populate: bool,
+    #[command(flatten)]
+    times: Times,
+}
+
+/// Times and thresholds.
+#[derive(Debug, Args)]
+struct Times {
+    /// How long a session lives unheard, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = Config::default().lease_ms)]
+    lease_ms: u64,
+    /// How long the pages of a writer that vanished unseen are kept from others, in milliseconds:
+    /// longer than any copy that may still be in flight.
+    #[arg(long, value_name = "MS", default_value_t = Config::default().quarantine_ms)]
+    quarantine_ms: u64,
+    /// How many instances may be connected.
+    #[arg(long, value_name = "N", default_value_t = Config::default().sessions_max)]
+    sessions_max: u32,
+    /// Evict once more than this share of the pool is used, in thousandths...
+    #[arg(long, value_name = "PERMILLE", default_value_t = Config::default().watermark_high_permille)]
+    watermark_high: u32,
+    /// ...until no more than this share is.
+    #[arg(long, value_name = "PERMILLE", default_value_t = Config::default().watermark_low_permille)]
+    watermark_low: u32,
+}
+
+impl Serve {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        if let Some(address) = self.listen.filter(|address| !address.ip().is_loopback()) {
+            if !self.insecure {
+                bail!(
+                    "{address} can be reached from other hosts, and whoever reaches it could read \
+                     and write the pool: listen on 127.0.0.1, or pass --insecure if the network is \
+                     yours alone"
+                );
+            }
+            tracing::warn!(%address, "--insecure: whoever reaches this address owns the pool");
+        }
+        let user = rustix::process::getuid().as_raw();
+        let pool = if self.pool.is_empty() {
+            PoolConfig::Temporary(DeviceSpec {
+                path: format!("/dev/shm/maru-{user}.pool").into(),
+                bytes: Some(DEFAULT_POOL_BYTES),
+            })
+        } else {
+            PoolConfig::Devices(self.pool)
+        };
+        let socket = self
+            .socket
+            .unwrap_or_else(|| Endpoint::default_socket(user));
+        let server = Server::start(&ServerConfig {
+            pool,
+            socket: Some(socket.clone()),
+            listen: self.listen,
+            region_bytes: self.region_size,
+            populate: !self.no_populate,
+            directory: Config {
+                lease_ms: self.times.lease_ms,
+                quarantine_ms: self.times.quarantine_ms,
+                sessions_max: self.times.sessions_max,
+                watermark_high_permille: self.times.watermark_high,
+                watermark_low_permille: self.times.watermark_low,
+                ..Config::default()
+            },
+        })?;
+        let stopper = server.stopper();
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                tracing::info!(signal, "stopping");
+                stopper.stop();
+            }
+        });
+        tracing::info!(
+            pool = server.pool_paths().join(", "),
+            size = crate::output::bytes(server.pool_bytes()),
+            socket = %socket.display(),
+            tcp = server.tcp_address().map_or_else(|| "none".to_owned(), |tcp| tcp.to_string()),
+            "serving"
+        );
+        server.run().context("the server broke down")
+    }
+}

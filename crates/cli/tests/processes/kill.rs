@@ -1,0 +1,126 @@
+//! `kill -9` of one instance in the middle of a replay, at random moments: the others finish, no
+//! byte is wrong, and nothing of the dead is left.
+
+use std::io::Read;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use super::common::{Serving, maru, text, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// So many instances that were killed while they had requests to serve.
+const KILLS: u64 = 100;
+
+/// The processes that `parent` has started.
+fn children(parent: &Child) -> Vec<i32> {
+    let pid = parent.id();
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let listed = std::fs::read_to_string(path).unwrap_or_default();
+    listed
+        .split_whitespace()
+        .map(|child| child.parse().unwrap())
+        .collect()
+}
+
+/// A number below `end` that differs from turn to turn.
+fn random(turn: u64, end: u64) -> u64 {
+    (turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % end
+}
+
+#[test]
+fn whoever_is_killed_leaves_nothing_behind() {
+    // Few pages, so that nearly every one of them is somebody's at any moment.
+    let serving = Serving::start("4MiB", &["--listen", "127.0.0.1:0"]);
+    let client = serving.connect().unwrap();
+    let socket = serving.socket();
+    let (mut lost, mut slowest) = (0, Duration::ZERO);
+    for turn in 0.. {
+        if lost >= KILLS {
+            break;
+        }
+        assert!(
+            turn < 10 * KILLS,
+            "most kills come too late to hit a running replay"
+        );
+        let seed = turn.to_string();
+        let args = [
+            "replay",
+            "--pools",
+            "shared",
+            "--server",
+            text(&socket),
+            "--json",
+            "--requests",
+            "150",
+            "--capacity-blocks",
+            "512",
+            "--page-size",
+            "4KiB",
+            "--seed",
+            &seed,
+        ];
+        let mut replay = maru(&args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until("the instances start", || {
+            children(&replay).len() == 4 || replay.try_wait().unwrap().is_some()
+        });
+        let victims = children(&replay);
+        std::thread::sleep(Duration::from_micros(random(turn, 60_000)));
+        let victim = victims.get(usize::try_from(turn).unwrap() % 4).copied();
+        let name = format!("{}-shared-{}", replay.id(), turn % 4);
+        let killed = victim
+            .and_then(Pid::from_raw)
+            .is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
+        let start = Instant::now();
+        wait_until("the dead hold nothing", || {
+            let holders = client.holders(0, 4096).unwrap().holders;
+            !killed || holders.iter().all(|holder| holder.instance != name)
+        });
+        slowest = slowest.max(start.elapsed());
+        let mut result = String::new();
+        replay
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut result)
+            .unwrap();
+        let status = replay.wait().unwrap();
+        assert!(status.success(), "turn {turn}: {status} {result}");
+        let result: Value = serde_json::from_str(&result).unwrap();
+        let shared = &result["shared"];
+        for name in [
+            "wrong_bytes",
+            "pins_left",
+            "reservations_left",
+            "pages_lost",
+        ] {
+            assert_eq!(shared[name], 0, "turn {turn}, {name}: {shared}");
+        }
+        assert!(
+            shared["requests"].as_u64() >= Some(149),
+            "the others take over: {shared}"
+        );
+        lost += shared["instances_lost"].as_u64().unwrap();
+    }
+    let stats = client.stats().unwrap();
+    assert_eq!(
+        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
+        (0, 0, 0)
+    );
+    assert_eq!(
+        stats.pages_quarantined, 0,
+        "processes seen to die need no quarantine"
+    );
+    assert_eq!(stats.counters.rule_violations, 0);
+    assert!(
+        lost > KILLS / 2,
+        "most of the kills hit a running replay: {lost}"
+    );
+    println!(
+        "{lost} instances killed in the middle; the slowest was cleaned up after in {slowest:?}"
+    );
+}

@@ -1,0 +1,205 @@
+//! The program as its user meets it.
+
+use std::os::unix::process::ExitStatusExt;
+
+use super::common::{Serving, json, maru, run, stderr, text, wait_until};
+use maru_client::{Acquire, Reserve, Reserved};
+use maru_protocol::Key;
+
+#[test]
+fn a_server_is_looked_into_and_stops_cleanly() {
+    let mut serving = Serving::start("16MiB", &["--listen", "127.0.0.1:0"]);
+    let client = serving.connect().unwrap();
+    let keys = [
+        Key::new(b"m@00000000@aa@0").unwrap(),
+        Key::new(b"m@00000000@bb\x1b[31m@0").unwrap(),
+    ];
+    for reserved in client.reserve(&keys, 65_536, Reserve::default()).unwrap() {
+        let Reserved::Page(page) = reserved else {
+            panic!("{reserved:?}")
+        };
+        client.commit([page]).unwrap();
+    }
+    let _pinned = client.acquire(&keys[..1], Acquire::default()).unwrap();
+    let socket = serving.socket();
+    let server = text(&socket);
+
+    let stat = json(&["stat", "--server", server, "--json"]);
+    assert_eq!(stat["pages_resident"], 2);
+    assert_eq!(stat["counters"]["rule_violations"], 0);
+    let table = run(&["stat", "--server", server, "--regions"]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("quarantined"));
+
+    let ls = json(&["ls", "--server", server, "--json", "m@00000000@a"]);
+    assert_eq!(ls.as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&ls[0]["key"], &ls[0]["pins"]),
+        (&"m@00000000@aa@0".into(), &1.into())
+    );
+    let table = run(&["ls", "--server", server]).stdout;
+    assert!(
+        !table.contains(&0x1b),
+        "a key cannot send codes to the terminal"
+    );
+
+    let pins = json(&["pins", "--server", server, "--json"]);
+    assert_eq!(
+        (&pins[0]["instance"], &pins[0]["kind"]),
+        (&"test".into(), &"pin".into())
+    );
+    let by_instance = json(&["pins", "--server", server, "--json", "--by-instance"]);
+    assert_eq!(by_instance[0]["pins"], 1);
+
+    let inspected = json(&["pool", "inspect", "--json", text(&serving.pool())]);
+    assert_eq!(inspected[0]["in_use"], true);
+
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&serving.child),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    let status = serving.child.wait().unwrap();
+    assert!(status.success(), "{status} {:?}", status.signal());
+    assert!(!socket.exists(), "the socket goes with the server");
+    assert!(serving.pool().exists(), "a pool that was named stays");
+}
+
+#[test]
+fn a_second_server_is_refused_and_the_first_goes_on() {
+    let serving = Serving::start("16MiB", &[]);
+    let (socket, pool) = (serving.socket(), serving.pool());
+    let same_socket = run(&[
+        "serve",
+        "--socket",
+        text(&socket),
+        "--pool",
+        "/dev/shm/never:16MiB",
+    ]);
+    assert_eq!(same_socket.status.code(), Some(1));
+    assert!(
+        stderr(&same_socket).contains("another server is listening"),
+        "{}",
+        stderr(&same_socket)
+    );
+    let other = serving.folder.path().join("other");
+    let same_pool = run(&["serve", "--socket", text(&other), "--pool", text(&pool)]);
+    assert_eq!(same_pool.status.code(), Some(1));
+    assert!(
+        stderr(&same_pool).contains("in use by another server"),
+        "{}",
+        stderr(&same_pool)
+    );
+    assert!(serving.connect().is_some());
+}
+
+#[test]
+fn wrong_input_is_answered_with_what_to_do() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let socket = path("socket");
+    std::fs::write(path("foreign"), vec![7; 8 << 20]).unwrap();
+    let too_large = format!("{}:900TiB", path("large"));
+    let cases: [(&[&str], i32, &str); 9] = [
+        (&["stat", "--server", "/nobody/here"], 3, "maru serve"),
+        (
+            &["serve", "--socket", &socket, "--pool", &too_large],
+            1,
+            "more than",
+        ),
+        (
+            &["serve", "--socket", &socket, "--pool", &path("foreign")],
+            1,
+            "maru pool init",
+        ),
+        (
+            &["serve", "--socket", &socket, "--pool", &path("absent")],
+            1,
+            "512MiB",
+        ),
+        (
+            &["serve", "--socket", &socket, "--listen", "0.0.0.0:0"],
+            1,
+            "--insecure",
+        ),
+        (
+            &["serve", "--socket", &socket, "--region-size", "3MiB"],
+            1,
+            "power of two",
+        ),
+        (&["replay", "--page-size", "16 apples"], 2, "512MiB"),
+        (&["replay", "--trace", "/nobody/here"], 1, "/nobody/here"),
+        (&["--log", "l=o=u=d", "stat"], 2, "--log"),
+    ];
+    for (args, code, hint) in cases {
+        let output = run(args);
+        let complaint = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {complaint}");
+        assert!(complaint.contains(hint), "{args:?}: {complaint}");
+        assert!(!complaint.contains("panicked"), "{args:?}: {complaint}");
+    }
+    assert_eq!(
+        std::fs::read(path("foreign")).unwrap(),
+        vec![7; 8 << 20],
+        "it is untouched"
+    );
+    assert!(!folder.path().join("large").exists());
+}
+
+#[test]
+fn a_pool_is_made_once() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("pool");
+    let spec = format!("{}:8MiB", path.display());
+    let first = json(&["pool", "init", "--json", &spec]);
+    assert_eq!(first[0]["bytes"], 8 << 20);
+    let again = run(&["pool", "init", &spec]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("--overwrite"), "{}", stderr(&again));
+    let anew = json(&["pool", "init", "--overwrite", "--json", &spec]);
+    assert_ne!(first[0]["uuid"], anew[0]["uuid"]);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(4 << 20).unwrap();
+    let cut = run(&["pool", "inspect", text(&path)]);
+    assert_eq!(cut.status.code(), Some(1));
+}
+
+#[test]
+fn the_default_server_needs_no_flag() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    // The defaults, but for a socket and a pool that another user's test may have taken.
+    let mut child = maru(&["serve"])
+        .env("XDG_RUNTIME_DIR", folder.path())
+        .spawn()
+        .unwrap();
+    let stat = || {
+        let output = maru(&["stat", "--json"])
+            .env("XDG_RUNTIME_DIR", folder.path())
+            .output();
+        output.unwrap().status.success()
+    };
+    wait_until("the server answers", || {
+        stat()
+            || child
+                .try_wait()
+                .unwrap()
+                .is_some_and(|status| panic!("it ended: {status}"))
+    });
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::INT,
+    )
+    .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!folder.path().join("maru.sock").exists());
+}
+
+#[test]
+fn completions_come_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(&["completions", shell]).stdout;
+        assert!(
+            String::from_utf8_lossy(&script).contains("replay"),
+            "{shell}"
+        );
+    }
+}

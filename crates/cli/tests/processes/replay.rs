@@ -1,0 +1,180 @@
+//! The main job, end to end, on traces small enough for a test.
+
+use super::common::{Serving, json, run, stderr, text};
+use serde_json::Value;
+
+const SMALL: [&str; 9] = [
+    "replay",
+    "--requests",
+    "300",
+    "--capacity-blocks",
+    "3000",
+    "--page-size",
+    "4KiB",
+    "--seed",
+    "7",
+];
+
+fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&SMALL[..], more].concat()
+}
+
+/// What must hold after every replay, whatever happened on the way.
+fn nothing_wrong(run: &Value) {
+    for name in [
+        "wrong_bytes",
+        "pins_left",
+        "reservations_left",
+        "pages_lost",
+    ] {
+        assert_eq!(run[name], 0, "{name}: {run}");
+    }
+}
+
+#[test]
+fn sharing_beats_private_pools_and_every_byte_is_right() {
+    let result = json(&with(&["--json"]));
+    let (private, shared) = (&result["private"], &result["shared"]);
+    for run in [private, shared] {
+        nothing_wrong(run);
+        let hit = run["blocks_hit"].as_u64().unwrap();
+        assert_eq!(run["bytes_verified"], hit * 4096);
+        assert_eq!(run["blocks_requested"], result["trace"]["blocks"]);
+        assert_eq!(run["requests"], 300);
+        assert_eq!(run["instances_lost"], 0);
+        for request in ["acquire", "release", "reserve", "commit"] {
+            let latency = &run["latency_us"][request];
+            assert!(
+                latency["p99"].as_f64() >= latency["p50"].as_f64(),
+                "{latency}"
+            );
+        }
+        assert!(
+            run["evictions"].as_u64() > Some(0),
+            "a pool this small must evict"
+        );
+    }
+    assert!(shared["prefix_hit_rate"].as_f64() > private["prefix_hit_rate"].as_f64());
+}
+
+#[test]
+fn instances_may_come_over_unix_sockets_and_tcp() {
+    for transport in ["mixed", "tcp"] {
+        let result = json(&with(&[
+            "--json",
+            "--pools",
+            "shared",
+            "--transport",
+            transport,
+        ]));
+        assert_eq!(result["private"], Value::Null);
+        nothing_wrong(&result["shared"]);
+        assert!(result["shared"]["blocks_hit"].as_u64() > Some(0));
+    }
+}
+
+#[test]
+fn a_running_server_can_be_used_again_and_again() {
+    let serving = Serving::start("8MiB", &[]);
+    let socket = serving.socket();
+    let args = with(&["--json", "--pools", "shared", "--server", text(&socket)]);
+    let (first, second) = (json(&args), json(&args));
+    nothing_wrong(&first["shared"]);
+    nothing_wrong(&second["shared"]);
+}
+
+#[test]
+fn a_pool_smaller_than_a_request_is_no_error() {
+    let result = json(&[
+        "replay",
+        "--requests",
+        "50",
+        "--capacity-blocks",
+        "4",
+        "--page-size",
+        "4KiB",
+        "--json",
+    ]);
+    nothing_wrong(&result["shared"]);
+    nothing_wrong(&result["private"]);
+}
+
+#[test]
+fn odd_page_sizes_work() {
+    let result = json(&[
+        "replay",
+        "--requests",
+        "50",
+        "--capacity-blocks",
+        "300",
+        "--page-size",
+        "10007",
+        "--json",
+    ]);
+    nothing_wrong(&result["shared"]);
+    assert!(result["shared"]["bytes_verified"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_bad_trace_line_is_named_or_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
+    let made = run(&[
+        "trace",
+        "generate",
+        "--requests",
+        "20",
+        "--seed",
+        "3",
+        "--output",
+        text(&good),
+    ]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let mut lines: Vec<String> = std::fs::read_to_string(&good)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(lines.len(), 20);
+    lines.insert(10, r#"{"timestamp": "soon", "hash_ids": []}"#.to_owned());
+    std::fs::write(&bad, lines.join("\n")).unwrap();
+    let base = [
+        "replay",
+        "--json",
+        "--pools",
+        "shared",
+        "--capacity-blocks",
+        "100",
+        "--trace",
+        text(&bad),
+    ];
+    let refused = run(&base);
+    assert_eq!(refused.status.code(), Some(1));
+    let complaint = stderr(&refused);
+    assert!(
+        complaint.contains("11") && complaint.contains("--skip-bad-lines"),
+        "{complaint}"
+    );
+    let skipped = json(&[&base[..], &["--skip-bad-lines"]].concat());
+    assert_eq!(
+        (
+            &skipped["trace"]["skipped_lines"],
+            &skipped["shared"]["requests"]
+        ),
+        (&1.into(), &20.into())
+    );
+}
+
+#[test]
+fn the_report_is_one_page_with_the_same_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.html");
+    let output = run(&with(&["--report", text(&report)]));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let page = std::fs::read_to_string(&report).unwrap();
+    assert!(page.contains("<svg") && page.contains("</html>"));
+    assert!(
+        !page.contains("src=") && !page.contains("<script"),
+        "it needs nothing from outside"
+    );
+}

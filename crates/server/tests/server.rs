@@ -1,0 +1,341 @@
+//! What a server does with those who do not behave, and that the others never notice.
+#![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use maru_directory::Config;
+use maru_protocol::{
+    Answer, Body, Frame, FrameKind, Hello, Key, Refusal, Reply, Request, Resume, SessionId, Welcome,
+};
+use maru_server::{Embedded, PoolConfig, ServerConfig, StartError};
+
+struct Pool {
+    folder: tempfile::TempDir,
+    _server: Embedded,
+}
+
+fn config(folder: &Path) -> ServerConfig {
+    ServerConfig {
+        pool: PoolConfig::Temporary(
+            format!("{}:8MiB", folder.join("pool").display())
+                .parse()
+                .unwrap(),
+        ),
+        socket: Some(folder.join("socket")),
+        listen: None,
+        region_bytes: None,
+        populate: false,
+        directory: Config::default(),
+    }
+}
+
+fn pool() -> Pool {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let server = Embedded::start(&config(folder.path())).unwrap();
+    Pool {
+        folder,
+        _server: server,
+    }
+}
+
+/// A bare connection: what it sends is up to the test.
+struct Wire {
+    stream: UnixStream,
+    received: Vec<u8>,
+    seq: u64,
+}
+
+impl Pool {
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    fn wire(&self) -> Wire {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        // Only a hang takes this long.
+        stream
+            .set_read_timeout(Some(Duration::from_mins(1)))
+            .unwrap();
+        Wire {
+            stream,
+            received: Vec::new(),
+            seq: 0,
+        }
+    }
+
+    fn session(&self, instance: &str) -> (Wire, Welcome) {
+        let mut wire = self.wire();
+        let welcome = wire.hello(instance, None);
+        (wire, welcome)
+    }
+}
+
+impl Wire {
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The next frame, or `None` when the server has closed the connection.
+    fn frame(&mut self) -> Option<(FrameKind, Vec<u8>)> {
+        loop {
+            if let Some(frame) = Frame::split(&self.received, u32::MAX).unwrap() {
+                let (len, found) = (frame.len_bytes(), (frame.kind, frame.body.to_vec()));
+                self.received.drain(..len);
+                return Some(found);
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(len) => self.received.extend_from_slice(&buffer[..len]),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("the server neither answers nor closes: {error}"),
+            }
+        }
+    }
+
+    /// The refusal that must come, and then the end.
+    fn refused(&mut self) -> Refusal {
+        let (kind, body) = self.frame().expect("a refusal comes before the end");
+        assert_eq!(kind, FrameKind::Refused);
+        assert_eq!(self.frame(), None, "the connection is closed");
+        maru_protocol::decode(&body).unwrap()
+    }
+
+    fn hello(&mut self, instance: &str, resume: Option<Resume>) -> Welcome {
+        let hello = Hello {
+            instance,
+            host: "test",
+            budget_bytes: 0,
+            resume,
+        };
+        let mut frame = Vec::new();
+        maru_protocol::encode(FrameKind::Hello, &hello, &mut frame).unwrap();
+        self.send(&frame);
+        let (kind, body) = self.frame().unwrap();
+        assert_eq!(kind, FrameKind::Welcome);
+        maru_protocol::decode(&body).unwrap()
+    }
+
+    fn encode(&mut self, body: Body<'_>) -> Vec<u8> {
+        self.seq += 1;
+        let mut frame = Vec::new();
+        let request = Request {
+            seq: self.seq,
+            acked: self.seq - 1,
+            body,
+        };
+        maru_protocol::encode(FrameKind::Request, &request, &mut frame).unwrap();
+        frame
+    }
+
+    fn reply(&mut self) -> Reply {
+        let (kind, body) = self.frame().unwrap();
+        assert_eq!(kind, FrameKind::Reply);
+        maru_protocol::decode(&body).unwrap()
+    }
+
+    fn ask(&mut self, body: Body<'_>) -> Result<Answer, Refusal> {
+        let frame = self.encode(body);
+        self.send(&frame);
+        self.reply().result
+    }
+}
+
+#[test]
+fn bad_frames_end_their_connection_and_no_other() {
+    let pool = pool();
+    let (mut bystander, _) = pool.session("bystander");
+    let bad: [(&str, Vec<u8>); 6] = [
+        (
+            "random bytes",
+            b"\x8f\x01\x02garbage that is longer than a header".to_vec(),
+        ),
+        ("another version", b"MR\x07\x01\x00\x00\x00\x00".to_vec()),
+        (
+            "too large before hello",
+            b"MR\x01\x01\xff\xff\xff\x7f".to_vec(),
+        ),
+        ("an unknown kind", b"MR\x01\x63\x00\x00\x00\x00".to_vec()),
+        (
+            "a request before hello",
+            b"MR\x01\x03\x03\x00\x00\x00\x01\x00\x00".to_vec(),
+        ),
+        (
+            "a hello that is none",
+            b"MR\x01\x01\x03\x00\x00\x00\xff\xff\xff".to_vec(),
+        ),
+    ];
+    for (what, bytes) in bad {
+        let mut wire = pool.wire();
+        wire.send(&bytes);
+        let refusal = wire.refused();
+        match what {
+            "another version" => assert_eq!(
+                refusal,
+                Refusal::Version {
+                    server: 1,
+                    client: 7
+                }
+            ),
+            "a request before hello" => assert!(matches!(refusal, Refusal::Unexpected { .. })),
+            _ => assert!(
+                matches!(refusal, Refusal::Malformed { .. }),
+                "{what}: {refusal:?}"
+            ),
+        }
+        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done), "{what}");
+    }
+    let (mut wire, _) = pool.session("half");
+    wire.send(b"MR\x01\x03\xff\xff\xff\x7f");
+    assert!(matches!(wire.refused(), Refusal::Malformed { .. }));
+    let (mut wire, _) = pool.session("half");
+    let mut frame = wire.encode(Body::Renew);
+    frame[8] = 0xff;
+    wire.send(&frame);
+    assert!(matches!(wire.refused(), Refusal::Malformed { .. }));
+    assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+}
+
+#[test]
+fn a_truncated_frame_is_waited_for_and_its_sender_may_vanish() {
+    let pool = pool();
+    let (mut bystander, _) = pool.session("bystander");
+    let (mut slow, _) = pool.session("slow");
+    let frame = slow.encode(Body::Renew);
+    for byte in &frame {
+        slow.send(&[*byte]);
+        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+    }
+    assert_eq!(slow.reply().result, Ok(Answer::Done));
+    let half = slow.encode(Body::Stats);
+    slow.send(&half[..half.len() - 1]);
+    drop(slow);
+    assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+}
+
+#[test]
+fn one_who_floods_and_never_reads_does_not_stop_the_others() {
+    let pool = pool();
+    let (mut bystander, _) = pool.session("bystander");
+    let (mut flooder, _) = pool.session("flooder");
+    flooder.stream.set_nonblocking(true).unwrap();
+    let frame = flooder.encode(Body::Regions);
+    let flood = frame.repeat(1000);
+    let (mut sent, mut refused) = (0, 0);
+    // Until the server has stopped taking what the flooder makes no room for.
+    while refused < 100 {
+        match flooder.stream.write(&flood[sent % frame.len()..]) {
+            Ok(len) => (sent, refused) = (sent + len, 0),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(sent < 64 << 20, "the server buffers without end");
+        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+    }
+}
+
+#[test]
+fn a_request_sent_again_over_a_new_connection_is_applied_once() {
+    let pool = pool();
+    let (mut wire, welcome) = pool.session("a");
+    let keys = vec![Key::new(b"key").unwrap()];
+    let reserve = Body::Reserve {
+        keys,
+        page_bytes: 4096,
+        tag: 0,
+        unless_being_written: false,
+    };
+    let frame = wire.encode(reserve);
+    wire.send(&frame);
+    let first = wire.reply();
+    // The reply is "lost", the connection breaks, and the request comes again.
+    let mut again = pool.wire();
+    let resume = Resume {
+        session: welcome.session,
+        secret: welcome.secret,
+    };
+    assert!(again.hello("a", Some(resume)).resumed);
+    assert_eq!(wire.frame(), None, "the old connection is closed");
+    again.send(&frame);
+    assert_eq!(again.reply(), first);
+    again.seq = 1;
+    let Ok(Answer::Stats(stats)) = again.ask(Body::Stats) else {
+        panic!("stats")
+    };
+    assert_eq!((stats.pages_reserved, stats.counters.replays), (1, 1));
+}
+
+#[test]
+fn a_session_needs_its_secret() {
+    let pool = pool();
+    let (_wire, welcome) = pool.session("a");
+    let mut thief = pool.wire();
+    let resume = Resume {
+        session: welcome.session,
+        secret: maru_protocol::Secret([0; 16]),
+    };
+    let got = thief.hello("thief", Some(resume));
+    assert!(!got.resumed && got.session != welcome.session);
+    let mut stranger = pool.wire();
+    let resume = Resume {
+        session: SessionId(1),
+        secret: welcome.secret,
+    };
+    assert!(!stranger.hello("stranger", Some(resume)).resumed);
+}
+
+#[test]
+fn a_second_server_on_the_same_socket_or_pool_is_refused_and_the_first_goes_on() {
+    let pool = pool();
+    let (mut client, _) = pool.session("a");
+    let first = config(pool.folder.path());
+    let error = Embedded::start(&first).unwrap_err();
+    assert!(matches!(error, StartError::AddressInUse { .. }), "{error}");
+    let same_pool = ServerConfig {
+        socket: Some(pool.folder.path().join("other")),
+        ..first.clone()
+    };
+    let error = Embedded::start(&same_pool).unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+    assert_eq!(client.ask(Body::Renew), Ok(Answer::Done));
+    let (mut late, _) = pool.session("late");
+    assert_eq!(late.ask(Body::Renew), Ok(Answer::Done));
+}
+
+#[test]
+fn what_is_not_a_socket_is_left_alone() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("socket");
+    std::fs::write(&path, "precious").unwrap();
+    let error = Embedded::start(&config(folder.path())).unwrap_err();
+    assert!(matches!(error, StartError::NotASocket { .. }), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    assert!(
+        !folder.path().join("pool").exists(),
+        "nothing is left behind"
+    );
+}
+
+#[test]
+fn an_expired_session_is_told_so() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = Config {
+        lease_ms: 100,
+        resume_ms: 100,
+        ..Config::default()
+    };
+    let config = ServerConfig {
+        directory,
+        ..config(folder.path())
+    };
+    let server = Embedded::start(&config).unwrap();
+    let pool = Pool {
+        folder,
+        _server: server,
+    };
+    let (mut silent, _) = pool.session("silent");
+    assert_eq!(silent.refused(), Refusal::SessionEnded);
+}
