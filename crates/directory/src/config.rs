@@ -200,7 +200,10 @@ impl Geometry {
                 return Err(bad);
             }
             let end = device.offset.checked_add(device.bytes).ok_or(bad)?;
-            let first = device.offset + device.reserved;
+            // The header may end anywhere, pages lie on their boundary.
+            let header = device.reserved.min(device.bytes);
+            let first = device.offset + header;
+            let first = first.checked_next_multiple_of(PAGE_ALIGN).unwrap_or(end);
             for start in (device.offset..end).step_by(usize::try_from(size).unwrap_or(usize::MAX)) {
                 let from = start.max(first);
                 let to = (start + size).min(end) / PAGE_ALIGN * PAGE_ALIGN;

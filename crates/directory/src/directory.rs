@@ -1,5 +1,6 @@
 //! The state machine: sessions come, ask, and go.
 
+use hashbrown::HashSet;
 use indexmap::{IndexMap, IndexSet};
 use maru_protocol::{
     Answer, Body, CommitItem, CommitOutcome, Counters, DeleteOutcome, Handle, Hello, Key, Location,
@@ -8,6 +9,7 @@ use maru_protocol::{
 
 use crate::entries::{Entries, EntryId, Resident};
 use crate::pages::{PageAt, PageState, Pages};
+use crate::rules::Sampled;
 use crate::sessions::{
     Phase, PinHold, Replies, Reservation, ReservationId, Seen, Session, Sessions,
 };
@@ -29,8 +31,10 @@ pub struct Directory {
     pub(crate) pins: u64,
     /// Entries with a pin.
     pub(crate) entries_pinned: u64,
-    /// Where the next sampled check of the rules begins.
-    pub(crate) next_sample: usize,
+    /// The high watermark was passed, and the low one is not reached yet.
+    pub(crate) evicting: bool,
+    /// Where the next sampled check of the rules goes on.
+    pub(crate) sampled: Sampled,
     started: Millis,
 }
 
@@ -57,7 +61,8 @@ impl Directory {
             counters: Counters::default(),
             pins: 0,
             entries_pinned: 0,
-            next_sample: 0,
+            evicting: false,
+            sampled: Sampled::default(),
             started: now,
             config,
         })
@@ -290,11 +295,12 @@ impl Directory {
             .iter()
             .map(|key| self.conflict(id, *key, tag, unless_being_written))
             .collect();
-        let wanted = conflicts
-            .iter()
-            .filter(|conflict| conflict.is_none())
-            .count();
-        let shortage = self.make_room(now, id, page_bytes, wanted as u64).err();
+        // A key that the batch names twice needs one page.
+        let mut wanted = HashSet::with_capacity_and_hasher(keys.len(), self.entries.hasher());
+        let free = keys.iter().zip(&conflicts).filter(|(_, c)| c.is_none());
+        wanted.extend(free.map(|(key, _)| key.bytes()));
+        let wanted = wanted.len() as u64;
+        let shortage = self.make_room(now, id, page_bytes, wanted).err();
         let outcomes: Vec<ReserveOutcome> = keys
             .iter()
             .zip(conflicts)
@@ -308,14 +314,7 @@ impl Directory {
             })
             .collect();
         self.count_reserve(&outcomes);
-        if outcomes
-            .iter()
-            .filter(|o| matches!(o, ReserveOutcome::Granted(_)))
-            .count()
-            < wanted
-        {
-            self.pages.uncut_unused(page_bytes);
-        }
+        self.pages.uncut_unused();
         Ok(Answer::Reserved(outcomes))
     }
 
@@ -663,7 +662,9 @@ impl Directory {
                 self.pages
                     .queue_mut(resident.page, resident.queue)
                     .evictable += 1;
-                self.pages.region_mut(resident.page).pinned -= 1;
+                let region = self.pages.region_mut(resident.page);
+                region.pinned -= 1;
+                region.touched = now;
             }
         }
         ReleaseOutcome::Released

@@ -65,6 +65,10 @@ impl Entries {
         }
     }
 
+    pub(crate) fn hasher(&self) -> FixedState {
+        self.hasher.clone()
+    }
+
     pub(crate) fn find(&self, key: Key<'_>) -> Option<EntryId> {
         let same = |id: &EntryId| *self.slab[id.index()].key == *key.bytes();
         self.table

@@ -9,7 +9,7 @@ use crate::sessions::{InstanceId, ReservationId};
 use crate::{ConfigError, Geometry, Millis, PAGE_ALIGN, QueueId};
 
 /// One page: a region and the page's place in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PageAt {
     pub(crate) region: u32,
     pub(crate) index: u32,
@@ -134,6 +134,8 @@ pub(crate) struct Pages {
     pub(crate) capacity_bytes: u64,
     largest_region: u64,
     next_generation: u64,
+    /// Regions that were cut since [`Self::uncut_unused`].
+    fresh: Vec<u32>,
     free_queues: Vec<QueueId>,
     queues_made: u32,
 }
@@ -164,6 +166,7 @@ impl Pages {
             largest_region: regions.iter().map(|region| region.bytes).max().unwrap_or(0),
             regions,
             next_generation: epoch << 32,
+            fresh: Vec::new(),
             free_queues: Vec::new(),
             queues_made: 0,
         })
@@ -246,6 +249,7 @@ impl Pages {
     pub(crate) fn cut(&mut self, index: u32, page_bytes: u64) {
         let region = &mut self.regions[index as usize];
         self.uncut.remove(&index);
+        self.fresh.push(index);
         region.page_bytes = page_bytes;
         let class = self.classes.entry(page_bytes).or_default();
         class.regions.insert(index);
@@ -376,20 +380,13 @@ impl Pages {
         }
     }
 
-    /// Gives regions back that were cut for this size but never used.
-    pub(crate) fn uncut_unused(&mut self, page_bytes: u64) {
-        let Some(class) = self.classes.get(&page_bytes) else {
-            return;
-        };
-        let unused = |index: &&u32| self.regions[**index as usize].tally.used() == 0;
-        for index in class
-            .regions
-            .iter()
-            .filter(unused)
-            .copied()
-            .collect::<Vec<_>>()
-        {
-            self.uncut(index);
+    /// Gives regions back that were cut and then not needed.
+    pub(crate) fn uncut_unused(&mut self) {
+        while let Some(index) = self.fresh.pop() {
+            let region = &self.regions[index as usize];
+            if region.page_bytes > 0 && region.tally.used() == 0 {
+                self.uncut(index);
+            }
         }
     }
 

@@ -71,12 +71,13 @@ impl Directory {
         expired.map(|(id, _)| *id).collect()
     }
 
-    fn end(&mut self, now: Millis, id: SessionId, ending: Ending) {
+    /// Ends a session; `false` if it had ended before.
+    fn end(&mut self, now: Millis, id: SessionId, ending: Ending) -> bool {
         let Some(session) = self.sessions.live.get_mut(&id) else {
-            return;
+            return false;
         };
         if matches!(session.phase, Phase::Ended(_)) {
-            return;
+            return false;
         }
         session.phase = Phase::Ended(now);
         self.sessions.ended.push_back(id);
@@ -86,6 +87,7 @@ impl Directory {
             Ending::Expired => &mut self.counters.sessions_expired,
         };
         *counter += 1;
+        true
     }
 
     /// The session says that it is over and that it writes no more.
@@ -97,10 +99,11 @@ impl Directory {
     }
 
     /// The process behind the session is known to be dead, so nothing of it can write any more: the
-    /// session ends, and its pages need no quarantine (rule 7).
-    pub fn writer_dead(&mut self, now: Millis, id: SessionId) {
+    /// session ends, and its pages need no quarantine (rule 7). Says whether the session had not
+    /// ended by itself.
+    pub fn writer_dead(&mut self, now: Millis, id: SessionId) -> bool {
         self.writer_gone(id);
-        self.end(now, id, Ending::Dropped);
+        self.end(now, id, Ending::Dropped)
     }
 
     /// The instance came back and writes no more to what its earlier session had reserved.
@@ -233,6 +236,59 @@ impl Directory {
         if instance.sessions == 0 && instance.charged_bytes == 0 {
             self.sessions.instances.remove(id.0 as usize);
             self.pages.forget_owner(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use maru_protocol::{Body, Generation, Hello, Key, Request};
+
+    use super::*;
+    use crate::{Config, DeviceSpan, Geometry};
+
+    /// The sampled check went around some of the pages for ever and never came to the others.
+    #[test]
+    fn the_sampled_check_comes_around_to_every_page() {
+        let device = DeviceSpan {
+            offset: 0,
+            bytes: 4 << 20,
+            reserved: 0,
+        };
+        let memory = Geometry {
+            devices: vec![device],
+            region_bytes: 2 << 20,
+        };
+        let mut directory = Directory::new(Config::default(), &memory, Millis(0)).unwrap();
+        let hello = Hello {
+            instance: "a",
+            host: "h",
+            budget_bytes: 0,
+            resume: None,
+        };
+        let opened = directory.hello(Millis(0), &hello, Secret([1; 16])).unwrap();
+        let names: Vec<String> = (0..64).map(|n| n.to_string()).collect();
+        let keys = names.iter().map(|name| Key::new(name.as_bytes()).unwrap());
+        let body = Body::Reserve {
+            keys: keys.collect(),
+            page_bytes: 64 << 10,
+            tag: 0,
+            unless_being_written: false,
+        };
+        let (seq, acked) = (1, 0);
+        directory.apply(Millis(0), opened.session, &Request { seq, acked, body });
+        for region in 0..2 {
+            for index in 0..32 {
+                let page = |directory: &mut Directory, broken: u64| {
+                    let page = &mut directory.pages.regions[region].pages[index];
+                    page.generation = Generation(page.generation.0 ^ broken);
+                };
+                page(&mut directory, 1 << 63);
+                let mut ticks = (0..6).map(|_| directory.tick(Millis(0)));
+                let found = ticks.any(|tick| tick.violation.is_some());
+                assert!(found, "page {index} of region {region} is never looked at");
+                page(&mut directory, 1 << 63);
+            }
         }
     }
 }

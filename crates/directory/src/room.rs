@@ -203,7 +203,7 @@ impl Directory {
     }
 
     /// Above the high watermark, evicts the globally coldest entries down to the low one, at most
-    /// `work` of them. Returns how many.
+    /// `work` of them; the next tick goes on. Returns how many.
     pub(crate) fn evict_to_watermark(&mut self, work: u32) -> u32 {
         let share = |permille: u32| {
             let bytes = u128::from(self.pages.capacity_bytes) * u128::from(permille) / 1000;
@@ -213,7 +213,8 @@ impl Directory {
             share(self.config.watermark_high_permille),
             share(self.config.watermark_low_permille),
         );
-        if self.pages.tally_bytes.used() <= high {
+        self.evicting |= self.pages.tally_bytes.used() > high;
+        if !self.evicting {
             return 0;
         }
         let mut done = 0;
@@ -226,6 +227,8 @@ impl Directory {
             self.evict(entry, Cause::Watermark);
             done += 1;
         }
+        // Only the bound on the work puts the rest off.
+        self.evicting = done == work && self.pages.tally_bytes.used() > low;
         done
     }
 }

@@ -90,40 +90,51 @@ pub fn check(directory: &Directory, now: Millis) -> Checked {
 /// Checks the rules about a state on about `count` pages, entries and sessions; successive calls
 /// come around to all of them.
 pub fn check_sample(directory: &mut Directory, now: Millis, count: usize) -> Checked {
-    let start = directory.next_sample;
-    directory.next_sample = start.wrapping_add(count);
+    let looks = next_looks(directory, count);
+    let turn = directory.sampled.turn;
     let directory = &*directory;
     states_sum_to_the_capacity(directory)?;
-    let regions = &directory.pages.regions;
-    for turn in 0..count {
-        let look = start.wrapping_add(turn);
-        let region = (look / count) % regions.len();
-        let pages = regions[region].pages.len();
-        if let Some(index) = look.checked_rem(pages) {
-            // Regions and pages are numbered in u32.
-            #[expect(clippy::cast_possible_truncation)]
-            let at = PageAt {
-                region: region as u32,
-                index: index as u32,
-            };
-            one_state_a_page(directory, at)?;
-            generations_are_in_the_past(directory, at)?;
-            if let PageState::Resident(entry) = directory.pages.get(at).state {
-                visible_is_committed(directory, entry)?;
-                pins_have_owners(directory, entry)?;
-            }
+    for at in looks {
+        one_state_a_page(directory, at)?;
+        generations_are_in_the_past(directory, at)?;
+        if let PageState::Resident(entry) = directory.pages.get(at).state {
+            visible_is_committed(directory, entry)?;
+            pins_have_owners(directory, entry)?;
         }
     }
     let sessions = directory.sessions.live.len().max(1);
-    let session = directory
-        .sessions
-        .live
-        .keys()
-        .nth((start / count) % sessions);
+    let session = directory.sessions.live.keys().nth(turn % sessions);
     session.map_or(Ok(()), |id| {
         replies_are_bounded(directory, *id)?;
         the_dead_hold_nothing(directory, now, *id)
     })
+}
+
+/// How far the sampled checks have come.
+#[derive(Debug, Default)]
+pub(crate) struct Sampled {
+    at: PageAt,
+    turn: usize,
+}
+
+/// The pages to look at now: `count` steps on from the last, one for each page and one for each
+/// region's end.
+fn next_looks(directory: &mut Directory, count: usize) -> Vec<PageAt> {
+    let Directory { pages, sampled, .. } = directory;
+    let mut looks = Vec::with_capacity(count);
+    for _ in 0..count {
+        let PageAt { region, index } = sampled.at;
+        if (index as usize) < pages.regions[region as usize].pages.len() {
+            looks.push(sampled.at);
+            sampled.at.index += 1;
+        } else {
+            let next = (region as usize + 1) % pages.regions.len();
+            let region = u32::try_from(next).expect("regions are numbered in u32");
+            sampled.at = PageAt { region, index: 0 };
+        }
+    }
+    sampled.turn = sampled.turn.wrapping_add(1);
+    looks
 }
 
 /// Rule 1: whoever a page says it belongs to says so too.
@@ -169,7 +180,10 @@ fn states_are_counted(directory: &Directory, index: u32) -> Checked {
         }
     }
     let distinct: BTreeSet<&u32> = region.free.iter().collect();
+    // A region without a used page belongs to no size: any may have it.
+    let empty = region.tally.used() == 0;
     let agreed = tally == region.tally
+        && empty == (region.page_bytes == 0)
         && pinned == region.pinned
         && free == region.free.len()
         && free == distinct.len();

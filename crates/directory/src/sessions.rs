@@ -115,7 +115,11 @@ impl Replies {
     pub(crate) fn acknowledge(&mut self, acked: u64) {
         if acked > self.floor {
             self.floor = acked;
-            self.kept = self.kept.split_off(&acked.saturating_add(1));
+            while let Some(reply) = self.kept.first_entry()
+                && *reply.key() <= acked
+            {
+                drop(reply.remove());
+            }
         }
     }
 
@@ -126,7 +130,7 @@ impl Replies {
         } else if seq <= self.floor {
             Seen::Refused(Refusal::AlreadyAcknowledged {
                 seq,
-                floor: self.floor,
+                floor: self.floor.saturating_add(1),
             })
         } else if self.kept.len() >= window as usize {
             Seen::Refused(Refusal::WindowFull { window })

@@ -1,0 +1,10 @@
+//! What a directory promises, one story for each promise. The rules' numbers are DESIGN.md's.
+
+// Helpers of tests stand outside of the test functions.
+#![allow(clippy::unwrap_used)]
+
+mod dying;
+mod pool;
+mod room;
+mod sharing;
+mod telling;

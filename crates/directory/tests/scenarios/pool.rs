@@ -1,0 +1,257 @@
+//! A small pool and the words to tell stories about it.
+
+use std::collections::BTreeMap;
+
+use maru_directory::rules;
+use maru_directory::{Config, DeviceSpan, Directory, Geometry, Millis, Tick};
+use maru_protocol::{
+    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Handle, Hello, Key, Location, Presence,
+    Refusal, RegionInfo, ReleaseOutcome, Request, ReserveOutcome, Resume, Secret, SessionId, Stats,
+};
+
+/// The page size of most stories, in bytes: a region has two of them.
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// The time of every wait below, in milliseconds; none is the default, so that none hides.
+pub(crate) fn config() -> Config {
+    Config {
+        lease_ms: 10_000,
+        resume_ms: 800,
+        quarantine_ms: 30_000,
+        window: 4,
+        batch_max: 8,
+        watermark_high_permille: 1000,
+        watermark_low_permille: 1000,
+        ..Config::default()
+    }
+}
+
+/// One device of `mib` MiB in regions of 2 MiB.
+pub(crate) fn memory(mib: u64) -> Geometry {
+    Geometry {
+        devices: vec![DeviceSpan {
+            offset: 0,
+            bytes: mib * MIB,
+            reserved: 0,
+        }],
+        region_bytes: 2 * MIB,
+    }
+}
+
+pub(crate) struct Pool {
+    pub(crate) directory: Directory,
+    pub(crate) now: Millis,
+    sent: BTreeMap<SessionId, u64>,
+    secrets: u8,
+}
+
+impl Pool {
+    pub(crate) fn new(mib: u64) -> Self {
+        Self::with(config(), &memory(mib))
+    }
+
+    pub(crate) fn with(config: Config, memory: &Geometry) -> Self {
+        Self {
+            directory: Directory::new(config, memory, Millis(0)).unwrap(),
+            now: Millis(0),
+            sent: BTreeMap::new(),
+            secrets: 0,
+        }
+    }
+
+    /// The secret of the `n`th session, from 1.
+    pub(crate) fn secret(n: u8) -> Secret {
+        Secret([n; 16])
+    }
+
+    pub(crate) fn hello(&mut self, instance: &str) -> SessionId {
+        self.hello_with_budget(instance, 0)
+    }
+
+    pub(crate) fn hello_with_budget(&mut self, instance: &str, budget_bytes: u64) -> SessionId {
+        self.secrets += 1;
+        let hello = Hello {
+            instance,
+            host: "host",
+            budget_bytes,
+            resume: None,
+        };
+        let secret = Self::secret(self.secrets);
+        self.directory
+            .hello(self.now, &hello, secret)
+            .unwrap()
+            .session
+    }
+
+    /// Whether the session is resumed with this secret; if not, a new one is opened.
+    pub(crate) fn resume(&mut self, session: SessionId, secret: Secret) -> bool {
+        let hello = Hello {
+            instance: "back",
+            host: "host",
+            budget_bytes: 0,
+            resume: Some(Resume { session, secret }),
+        };
+        let fresh = Secret([200; 16]);
+        self.directory
+            .hello(self.now, &hello, fresh)
+            .unwrap()
+            .resumed
+    }
+
+    /// Asks under the next number, with all before acknowledged.
+    pub(crate) fn ask(&mut self, id: SessionId, body: Body<'_>) -> Result<Answer, Refusal> {
+        let sent = self.sent.entry(id).or_default();
+        *sent += 1;
+        let (seq, acked) = (*sent, *sent - 1);
+        self.send(id, &Request { seq, acked, body })
+    }
+
+    pub(crate) fn send(&mut self, id: SessionId, request: &Request<'_>) -> Result<Answer, Refusal> {
+        let reply = self.directory.apply(self.now, id, request);
+        rules::check(&self.directory, self.now).unwrap();
+        reply.result
+    }
+
+    pub(crate) fn pass(&mut self, ms: u64) {
+        self.now = self.now + ms;
+    }
+
+    /// One tick after `ms`.
+    pub(crate) fn tick(&mut self, ms: u64) -> Tick {
+        self.pass(ms);
+        let tick = self.directory.tick(self.now);
+        assert_eq!(tick.violation, None);
+        rules::check(&self.directory, self.now).unwrap();
+        tick
+    }
+
+    pub(crate) fn reserve(
+        &mut self,
+        id: SessionId,
+        names: &[&str],
+        page_bytes: u64,
+    ) -> Vec<ReserveOutcome> {
+        let body = Body::Reserve {
+            keys: keys(names),
+            page_bytes,
+            tag: 0,
+            unless_being_written: false,
+        };
+        match self.ask(id, body) {
+            Ok(Answer::Reserved(outcomes)) => outcomes,
+            other => panic!("a reserve is answered {other:?}"),
+        }
+    }
+
+    /// Reserves a page that must be granted.
+    pub(crate) fn grant(&mut self, id: SessionId, name: &str, page_bytes: u64) -> Handle {
+        match self.reserve(id, &[name], page_bytes)[..] {
+            [ReserveOutcome::Granted(location)] => location.handle,
+            ref other => panic!("{name} is not granted: {other:?}"),
+        }
+    }
+
+    pub(crate) fn commit(&mut self, id: SessionId, handle: Handle, length: u64) -> CommitOutcome {
+        let items = vec![CommitItem { handle, length }];
+        match self.ask(id, Body::Commit { items, pins: 0 }) {
+            Ok(Answer::Committed(outcomes)) => outcomes[0],
+            other => panic!("a commit is answered {other:?}"),
+        }
+    }
+
+    /// Reserves and commits one full page.
+    pub(crate) fn store_sized(&mut self, id: SessionId, name: &str, page_bytes: u64) -> Location {
+        let handle = self.grant(id, name, page_bytes);
+        let location = Location::new(handle, page_bytes);
+        assert_eq!(
+            self.commit(id, handle, page_bytes),
+            CommitOutcome::Committed(location)
+        );
+        location
+    }
+
+    pub(crate) fn store(&mut self, id: SessionId, name: &str) -> Location {
+        self.store_sized(id, name, MIB)
+    }
+
+    /// Stores several, one millisecond apart, so that their ages differ.
+    pub(crate) fn store_all(&mut self, id: SessionId, names: &[&str]) {
+        for name in names {
+            self.pass(1);
+            self.store(id, name);
+        }
+    }
+
+    pub(crate) fn acquire(&mut self, id: SessionId, name: &str) -> Option<Location> {
+        let body = Body::Acquire {
+            keys: keys(&[name]),
+            pins: 1,
+            stop_at_miss: false,
+        };
+        match self.ask(id, body) {
+            Ok(Answer::Acquired(found)) => found[0],
+            other => panic!("an acquire is answered {other:?}"),
+        }
+    }
+
+    pub(crate) fn release(&mut self, id: SessionId, handle: Handle) -> ReleaseOutcome {
+        let handles = vec![handle];
+        released(self.ask(id, Body::Release { handles, pins: 1 }))
+    }
+
+    pub(crate) fn abort(&mut self, id: SessionId, handle: Handle) -> ReleaseOutcome {
+        let handles = vec![handle];
+        released(self.ask(id, Body::Abort { handles }))
+    }
+
+    pub(crate) fn delete(&mut self, id: SessionId, name: &str) -> DeleteOutcome {
+        match self.ask(
+            id,
+            Body::Delete {
+                keys: keys(&[name]),
+            },
+        ) {
+            Ok(Answer::Deleted(outcomes)) => outcomes[0],
+            other => panic!("a delete is answered {other:?}"),
+        }
+    }
+
+    /// Which of these are resident, by a look.
+    pub(crate) fn resident(&mut self, id: SessionId, names: &[&'static str]) -> Vec<&'static str> {
+        let present = match self.ask(id, Body::Contains { keys: keys(names) }) {
+            Ok(Answer::Contained(present)) => present,
+            other => panic!("a contains is answered {other:?}"),
+        };
+        let both = names.iter().zip(present);
+        let resident = both.filter(|(_, presence)| *presence == Presence::Resident);
+        resident.map(|(name, _)| *name).collect()
+    }
+
+    pub(crate) fn stats(&mut self, id: SessionId) -> Stats {
+        match self.ask(id, Body::Stats) {
+            Ok(Answer::Stats(stats)) => *stats,
+            other => panic!("stats are answered {other:?}"),
+        }
+    }
+
+    pub(crate) fn regions(&mut self, id: SessionId) -> Vec<RegionInfo> {
+        match self.ask(id, Body::Regions) {
+            Ok(Answer::Regions(regions)) => regions,
+            other => panic!("regions are answered {other:?}"),
+        }
+    }
+}
+
+fn released(answer: Result<Answer, Refusal>) -> ReleaseOutcome {
+    match answer {
+        Ok(Answer::Released(outcomes)) => outcomes[0],
+        other => panic!("a release is answered {other:?}"),
+    }
+}
+
+pub(crate) fn keys<'a>(names: &[&'a str]) -> Vec<Key<'a>> {
+    names
+        .iter()
+        .map(|name| Key::new(name.as_bytes()).unwrap())
+        .collect()
+}
