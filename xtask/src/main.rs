@@ -1,2 +1,143 @@
-//! Tasks of this workspace.
-fn main() {}
+//! `cargo xtask`: what cargo alone does not know of this workspace.
+
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+
+/// Tasks of this workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Xtask {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Everything that must pass: formatting, lints, documentation, tests, the address sanitizer,
+    /// and a short run of each fuzz target.
+    Test {
+        /// How long each fuzz target runs, in seconds; 0 for not at all.
+        #[arg(long, default_value_t = 60)]
+        fuzz_seconds: u32,
+    },
+    /// Run the fuzz targets. Needs a nightly toolchain; installs cargo-fuzz if it is missing.
+    Fuzz {
+        /// How long each runs, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Run the tests of the memory crate, which has all unsafe code, under the address sanitizer.
+    /// Needs a nightly toolchain.
+    Asan,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Xtask::parse().task {
+        Task::Test { fuzz_seconds } => test(fuzz_seconds),
+        Task::Fuzz { seconds } => fuzz(seconds),
+        Task::Asan => asan(),
+    }
+}
+
+fn test(fuzz_seconds: u32) -> anyhow::Result<()> {
+    step("formatting", cargo(&["fmt", "--all", "--check"]))?;
+    tidy::check(&root())?;
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    step("lints", cargo(&clippy))?;
+    let mut doc = cargo(&[
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    step("documentation", doc)?;
+    asan()?;
+    if fuzz_seconds > 0 {
+        fuzz(fuzz_seconds)?;
+    }
+    step("tests", cargo(&["test", "--workspace"]))
+}
+
+fn asan() -> anyhow::Result<()> {
+    let target = "x86_64-unknown-linux-gnu";
+    if cfg!(not(target_arch = "x86_64")) {
+        bail!("the address sanitizer is set up for {target} only");
+    }
+    let mut tests = cargo(&["+nightly", "test", "-p", "maru-memory", "--lib", "--tests"]);
+    tests
+        .args(["--target", target])
+        .env("RUSTFLAGS", "-Zsanitizer=address");
+    tests.env("CARGO_TARGET_DIR", root().join("target/asan"));
+    step("memory under the address sanitizer", tests)
+}
+
+fn fuzz(seconds: u32) -> anyhow::Result<()> {
+    let installed = cargo(&["fuzz", "--version"])
+        .output()
+        .is_ok_and(|out| out.status.success());
+    if !installed {
+        step(
+            "installing cargo-fuzz",
+            cargo(&["install", "cargo-fuzz", "--locked"]),
+        )?;
+    }
+    for target in ["frame", "directory"] {
+        let mut run = cargo(&["+nightly", "fuzz", "run", target, "--"]);
+        run.arg(format!("-max_total_time={seconds}"))
+            .arg("-verbosity=0");
+        step(&format!("fuzzing {target} for {seconds} s"), run)?;
+    }
+    Ok(())
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// The cargo on the path, not the one that runs this: only that one understands `+nightly`.
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    // What cargo set for this program would bind the next cargo to this toolchain.
+    for name in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTDOC"] {
+        command.env_remove(name);
+    }
+    command.args(args).current_dir(root());
+    command
+}
+
+fn step(what: &str, mut command: Command) -> anyhow::Result<()> {
+    say(&format!("=== {what}"));
+    let start = Instant::now();
+    let status = command
+        .status()
+        .with_context(|| format!("{what}: cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{what} failed ({status}); run again with: {command:?}");
+    }
+    say(&format!(
+        "=== {what}: ok, {:.0} s",
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+#[expect(clippy::print_stderr)] // A task tells where it is.
+fn say(line: &str) {
+    eprintln!("{line}");
+}

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use maru_memory::{
-    DATA_START, Device, DeviceError, DeviceKind, DeviceSpec, HeaderError, IfExists, PoolMapping,
-    Populate, View, inspect,
+    DATA_START, Device, DeviceError, DeviceKind, DeviceSpec, HeaderError, IfExists,
+    MIN_DEVICE_BYTES, PoolMapping, Populate, View, inspect,
 };
 use uuid::Uuid;
 
@@ -110,12 +110,12 @@ fn bad_sizes_are_refused_before_anything_is_made() {
     check(None, &|error| {
         matches!(error, DeviceError::SizeMissing { .. })
     });
-    for bytes in [0, 4096, 4 * MIB - 4096] {
+    for bytes in [0, 4096, 2 * MIB] {
         check(Some(bytes), &|error| {
             matches!(
                 error,
                 DeviceError::TooSmall {
-                    least: 4_194_304,
+                    least: MIN_DEVICE_BYTES,
                     ..
                 }
             )
