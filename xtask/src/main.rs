@@ -48,21 +48,9 @@ fn main() -> anyhow::Result<()> {
 fn test(fuzz_seconds: u32) -> anyhow::Result<()> {
     step("formatting", cargo(&["fmt", "--all", "--check"]))?;
     tidy::check(&root())?;
-    let clippy = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ];
+    let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     step("lints", cargo(&clippy))?;
-    let mut doc = cargo(&[
-        "doc",
-        "--workspace",
-        "--no-deps",
-        "--document-private-items",
-    ]);
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", doc)?;
     asan()?;
@@ -78,36 +66,26 @@ fn asan() -> anyhow::Result<()> {
         bail!("the address sanitizer is set up for {target} only");
     }
     let mut tests = cargo(&["+nightly", "test", "-p", "maru-memory", "--lib", "--tests"]);
-    tests
-        .args(["--target", target])
-        .env("RUSTFLAGS", "-Zsanitizer=address");
+    tests.args(["--target", target]).env("RUSTFLAGS", "-Zsanitizer=address");
     tests.env("CARGO_TARGET_DIR", root().join("target/asan"));
     step("memory under the address sanitizer", tests)
 }
 
 fn fuzz(seconds: u32) -> anyhow::Result<()> {
-    let installed = cargo(&["fuzz", "--version"])
-        .output()
-        .is_ok_and(|out| out.status.success());
+    let installed = cargo(&["fuzz", "--version"]).output().is_ok_and(|out| out.status.success());
     if !installed {
-        step(
-            "installing cargo-fuzz",
-            cargo(&["install", "cargo-fuzz", "--locked"]),
-        )?;
+        step("installing cargo-fuzz", cargo(&["install", "cargo-fuzz", "--locked"]))?;
     }
     for target in ["frame", "directory"] {
         let mut run = cargo(&["+nightly", "fuzz", "run", target, "--"]);
-        run.arg(format!("-max_total_time={seconds}"))
-            .arg("-verbosity=0");
+        run.arg(format!("-max_total_time={seconds}")).arg("-verbosity=0");
         step(&format!("fuzzing {target} for {seconds} s"), run)?;
     }
     Ok(())
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .map_or_else(PathBuf::new, Path::to_owned)
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
 /// The cargo on the path, not the one that runs this: only that one understands `+nightly`.
@@ -124,16 +102,11 @@ fn cargo(args: &[&str]) -> Command {
 fn step(what: &str, mut command: Command) -> anyhow::Result<()> {
     say(&format!("=== {what}"));
     let start = Instant::now();
-    let status = command
-        .status()
-        .with_context(|| format!("{what}: cannot run {command:?}"))?;
+    let status = command.status().with_context(|| format!("{what}: cannot run {command:?}"))?;
     if !status.success() {
         bail!("{what} failed ({status}); run again with: {command:?}");
     }
-    say(&format!(
-        "=== {what}: ok, {:.0} s",
-        start.elapsed().as_secs_f64()
-    ));
+    say(&format!("=== {what}: ok, {:.0} s", start.elapsed().as_secs_f64()));
     Ok(())
 }
 

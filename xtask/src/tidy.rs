@@ -33,9 +33,7 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
         let name = path.strip_prefix(root).unwrap_or(&path).display();
         let lines = text.lines().count();
         if lines > FILE_LINES_MAX {
-            problems.push(format!(
-                "{name}: {lines} lines, more than {FILE_LINES_MAX}: split it"
-            ));
+            problems.push(format!("{name}: {lines} lines, more than {FILE_LINES_MAX}: split it"));
         }
         for (number, line) in (1..).zip(text.lines()) {
             if line.chars().count() > COLUMNS_MAX {
@@ -49,19 +47,13 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
     for (page, sources) in PAGES {
         problems.extend(check_page(root, page, sources)?);
     }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        bail!("untidy:\n  {}", problems.join("\n  "))
-    }
+    if problems.is_empty() { Ok(()) } else { bail!("untidy:\n  {}", problems.join("\n  ")) }
 }
 
 fn rust_files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> = ["crates", "xtask", "fuzz/fuzz_targets"]
-        .iter()
-        .map(|name| root.join(name))
-        .collect();
+    let mut folders: Vec<PathBuf> =
+        ["crates", "xtask", "fuzz/fuzz_targets"].iter().map(|name| root.join(name)).collect();
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
         for entry in entries {
@@ -90,9 +82,8 @@ fn check_page(root: &Path, page: &str, sources: &[&str]) -> anyhow::Result<Vec<S
     let unknown = names.filter(|name| {
         name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !code.contains(*name)
     });
-    let mut problems: Vec<String> = unknown
-        .map(|name| format!("{page} names `{name}`, which no source has"))
-        .collect();
+    let mut problems: Vec<String> =
+        unknown.map(|name| format!("{page} names `{name}`, which no source has")).collect();
     for name in variants(&code) {
         if !text.contains(&format!("`{name}`")) {
             problems.push(format!("{page} does not tell of `{name}`"));
@@ -114,9 +105,7 @@ fn variants(code: &str) -> Vec<&str> {
             && let Some(rest) = line.strip_prefix("    ")
             && rest.starts_with(|c: char| c.is_ascii_uppercase())
         {
-            let end = rest
-                .find(|c: char| !c.is_ascii_alphanumeric())
-                .unwrap_or(rest.len());
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
             variants.push(&rest[..end]);
         }
     }
@@ -129,7 +118,20 @@ mod tests {
 
     #[test]
     fn variants_are_found() {
-        let code = "pub enum Body<'a> {\n    /// Doc.\n    Renew,\n    Reserve {\n        Keys: u8,\n    },\n    Done(Vec<u8>),\n}\npub enum KeyError {\n    Empty,\n}\n";
-        assert_eq!(variants(code), ["Renew", "Reserve", "Done"]);
+        let code = [
+            "pub enum Body<'a> {",
+            "    /// Doc.",
+            "    Renew,",
+            "    Reserve {",
+            "        Keys: u8,",
+            "    },",
+            "    Done(Vec<u8>),",
+            "}",
+            "pub enum KeyError {",
+            "    Empty,",
+            "}",
+        ]
+        .join("\n");
+        assert_eq!(variants(&code), ["Renew", "Reserve", "Done"]);
     }
 }

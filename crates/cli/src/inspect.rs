@@ -26,16 +26,9 @@ pub(crate) struct ServerArgs {
 impl ServerArgs {
     fn connect(&self) -> anyhow::Result<Client> {
         let default = ClientConfig::default();
-        let endpoint = self
-            .server
-            .clone()
-            .unwrap_or_else(|| default.endpoint.clone());
+        let endpoint = self.server.clone().unwrap_or_else(|| default.endpoint.clone());
         let instance = format!("maru-cli-{}", std::process::id());
-        Ok(Client::connect(ClientConfig {
-            endpoint,
-            instance,
-            ..default
-        })?)
+        Ok(Client::connect(ClientConfig { endpoint, instance, ..default })?)
     }
 }
 
@@ -76,11 +69,7 @@ impl Stat {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let client = self.server.connect()?;
         let stats = client.stats()?;
-        let regions = if self.regions {
-            Some(client.regions()?)
-        } else {
-            None
-        };
+        let regions = if self.regions { Some(client.regions()?) } else { None };
         if self.server.json {
             return match regions {
                 Some(regions) => {
@@ -111,11 +100,7 @@ impl Stat {
                 region.region.to_string(),
                 bytes(region.offset),
                 bytes(region.bytes),
-                if region.page_bytes == 0 {
-                    "-".to_owned()
-                } else {
-                    bytes(region.page_bytes)
-                },
+                if region.page_bytes == 0 { "-".to_owned() } else { bytes(region.page_bytes) },
                 count(region.pages),
                 count(region.free),
                 count(region.reserved),
@@ -132,35 +117,19 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
     for (name, pages, size) in [
         ("resident", Some(stats.pages_resident), stats.resident_bytes),
         ("reserved", Some(stats.pages_reserved), stats.reserved_bytes),
-        (
-            "quarantined",
-            Some(stats.pages_quarantined),
-            stats.quarantined_bytes,
-        ),
+        ("quarantined", Some(stats.pages_quarantined), stats.quarantined_bytes),
         ("free", Some(stats.pages_free), stats.free_bytes),
-        (
-            "in no page size",
-            None,
-            stats.uncut_bytes + stats.tail_bytes,
-        ),
+        ("in no page size", None, stats.uncut_bytes + stats.tail_bytes),
         ("in all", None, stats.capacity_bytes),
     ] {
-        table.add_row([
-            name.to_owned(),
-            pages.map_or_else(String::new, count),
-            bytes(size),
-        ]);
+        table.add_row([name.to_owned(), pages.map_or_else(String::new, count), bytes(size)]);
     }
     output::print_table(&table)?;
     let c = &stats.counters;
     let asked = c.hits + c.misses;
     // Shown to a tenth of a percent.
     #[expect(clippy::cast_precision_loss)]
-    let hit_rate = if asked == 0 {
-        0.0
-    } else {
-        c.hits as f64 * 100.0 / asked as f64
-    };
+    let hit_rate = if asked == 0 { 0.0 } else { c.hits as f64 * 100.0 / asked as f64 };
     let evicted =
         c.evicted_for_room + c.evicted_for_region + c.evicted_by_watermark + c.evicted_for_budget;
     let refused = c.refused_resident + c.refused_being_written;
@@ -189,16 +158,8 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
         count(c.rule_checks),
         count(c.rule_violations),
     ))?;
-    let heads = [
-        "INSTANCE",
-        "SESSION",
-        "CONNECTED",
-        ">HEARD",
-        ">PINS",
-        ">RESERVED",
-        ">BYTES",
-        ">BUDGET",
-    ];
+    let heads =
+        ["INSTANCE", "SESSION", "CONNECTED", ">HEARD", ">PINS", ">RESERVED", ">BYTES", ">BUDGET"];
     let mut table = output::table(&heads);
     for session in &stats.sessions {
         table.add_row([
@@ -209,11 +170,7 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
             count(session.pins),
             count(session.reservations),
             bytes(session.instance_bytes),
-            if session.budget_bytes == 0 {
-                "-".to_owned()
-            } else {
-                bytes(session.budget_bytes)
-            },
+            if session.budget_bytes == 0 { "-".to_owned() } else { bytes(session.budget_bytes) },
         ]);
     }
     output::print_table(&table)
@@ -344,9 +301,7 @@ impl Pins {
             (true, json) => print_by_instance(&rows, json),
             (false, true) => output::print_json(&rows),
             (false, false) => {
-                let heads = [
-                    "INSTANCE", "SESSION", "HOLDS", ">COUNT", ">SIZE", ">FOR", "KEY",
-                ];
+                let heads = ["INSTANCE", "SESSION", "HOLDS", ">COUNT", ">SIZE", ">FOR", "KEY"];
                 let mut table = output::table(&heads);
                 for row in rows {
                     table.add_row([

@@ -30,22 +30,10 @@ Exit codes:
 #[command(name = "maru", version, after_help = EXIT_CODES)]
 struct Maru {
     /// How much to log, to stderr: error, warn, info, debug, trace, or a filter by module.
-    #[arg(
-        long,
-        global = true,
-        env = "MARU_LOG",
-        default_value = "info",
-        value_name = "LEVEL"
-    )]
+    #[arg(long, global = true, env = "MARU_LOG", default_value = "info", value_name = "LEVEL")]
     log: String,
     /// How to log.
-    #[arg(
-        long,
-        global = true,
-        env = "MARU_LOG_FORMAT",
-        value_enum,
-        default_value_t
-    )]
+    #[arg(long, global = true, env = "MARU_LOG_FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Command,

@@ -48,9 +48,7 @@ pub(crate) fn print_table(table: &Table) -> anyhow::Result<()> {
 
 /// A count with its thousands apart: `1 234 567`.
 pub(crate) fn count(number: impl TryInto<u128>) -> String {
-    let digits = number
-        .try_into()
-        .map_or_else(|_| "?".to_owned(), |number| number.to_string());
+    let digits = number.try_into().map_or_else(|_| "?".to_owned(), |number| number.to_string());
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
         if index > 0 && (digits.len() - index).is_multiple_of(3) {

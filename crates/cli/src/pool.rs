@@ -96,11 +96,7 @@ impl PoolCommand {
 }
 
 fn make(init: &Init) -> anyhow::Result<Vec<PathBuf>> {
-    let if_exists = if init.overwrite {
-        IfExists::Overwrite
-    } else {
-        IfExists::Refuse
-    };
+    let if_exists = if init.overwrite { IfExists::Overwrite } else { IfExists::Refuse };
     let mut paths = Vec::new();
     for spec in &init.devices {
         paths.push(Device::create(spec, if_exists)?.path().to_owned());

@@ -85,9 +85,7 @@ impl Serve {
         } else {
             PoolConfig::Devices(self.pool)
         };
-        let socket = self
-            .socket
-            .unwrap_or_else(|| Endpoint::default_socket(user));
+        let socket = self.socket.unwrap_or_else(|| Endpoint::default_socket(user));
         let server = Server::start(&ServerConfig {
             pool,
             socket: Some(socket.clone()),

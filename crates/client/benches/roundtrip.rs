@@ -47,9 +47,7 @@ fn main() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let server = Embedded::start(&ServerConfig {
         pool: PoolConfig::Temporary(
-            format!("{}:258MiB", folder.path().join("pool").display())
-                .parse()
-                .unwrap(),
+            format!("{}:258MiB", folder.path().join("pool").display()).parse().unwrap(),
         ),
         socket: Some(folder.path().join("socket")),
         listen: None,
@@ -59,23 +57,13 @@ fn main() {
     })
     .unwrap();
     let endpoint = Endpoint::Unix(server.socket().unwrap().clone());
-    let client = Client::connect(ClientConfig {
-        endpoint,
-        ..ClientConfig::default()
-    })
-    .unwrap();
-    let names: Vec<String> = (0..128)
-        .map(|n| format!("meta-llama/Llama-3.1-8B@00000000@{n:064x}@0"))
-        .collect();
-    let keys: Vec<Key<'_>> = names
-        .iter()
-        .map(|name| Key::new(name.as_bytes()).unwrap())
-        .collect();
+    let client = Client::connect(ClientConfig { endpoint, ..ClientConfig::default() }).unwrap();
+    let names: Vec<String> =
+        (0..128).map(|n| format!("meta-llama/Llama-3.1-8B@00000000@{n:064x}@0")).collect();
+    let keys: Vec<Key<'_>> = names.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect();
     let content = vec![7; 1 << 20];
     for reserved in client.reserve(&keys, PAGE, Reserve::default()).unwrap() {
-        let Reserved::Page(mut page) = reserved else {
-            panic!("{reserved:?}")
-        };
+        let Reserved::Page(mut page) = reserved else { panic!("{reserved:?}") };
         page.copy_from(&content).unwrap();
         client.commit([page]).unwrap();
     }
@@ -112,10 +100,7 @@ fn main() {
     for (name, ratios) in names.iter().zip(&mut ratios) {
         ratios.sort_by(f64::total_cmp);
         let (low, high) = (ratios[0], ratios[ROUNDS - 1]);
-        println!(
-            "{name:55} {:6.2} ({low:.2} to {high:.2})",
-            ratios[ROUNDS / 2]
-        );
+        println!("{name:55} {:6.2} ({low:.2} to {high:.2})", ratios[ROUNDS / 2]);
     }
 }
 

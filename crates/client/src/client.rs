@@ -70,27 +70,17 @@ impl Client {
     /// Connects, opens a session, and maps the pool.
     pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
         let endpoint = config.endpoint.clone();
-        let cannot = |source| ClientError::Unreachable {
-            endpoint,
-            source: Arc::new(source),
-        };
+        let cannot = |source| ClientError::Unreachable { endpoint, source: Arc::new(source) };
         let link = Arc::new(Link::new(config));
         link.session()?;
         let returns = Arc::new(Returns::new().map_err(cannot.clone())?);
-        let farewell = Farewell {
-            link: Arc::clone(&link),
-            returns: Arc::clone(&returns),
-        };
+        let farewell = Farewell { link: Arc::clone(&link), returns: Arc::clone(&returns) };
         let (weak, queue) = (Arc::downgrade(&link), Arc::clone(&returns));
         std::thread::Builder::new()
             .name("maru-heartbeat".to_owned())
             .spawn(move || heartbeat::run(&weak, &queue))
             .map_err(cannot)?;
-        Ok(Self {
-            link,
-            returns,
-            _farewell: Arc::new(farewell),
-        })
+        Ok(Self { link, returns, _farewell: Arc::new(farewell) })
     }
 
     /// Reserves pages of `page_bytes` for chunks to be written, in the order of `keys`.
@@ -144,9 +134,7 @@ impl Client {
             return Ok(Vec::new());
         };
         let count = items.len();
-        let result = self
-            .link
-            .call(Body::Commit { items, pins: 0 }, Some(&session));
+        let result = self.link.call(Body::Commit { items, pins: 0 }, Some(&session));
         let (_, answer) = settle(tickets, result)?;
         let Answer::Committed(outcomes) = answer else {
             return Err(self.unexpected(&answer));
@@ -170,11 +158,8 @@ impl Client {
         keys: &[Key<'_>],
         how: Acquire,
     ) -> Result<Vec<Option<PinnedPage>>, ClientError> {
-        let body = || Body::Acquire {
-            keys: keys.to_vec(),
-            pins: 1,
-            stop_at_miss: how.stop_at_miss,
-        };
+        let body =
+            || Body::Acquire { keys: keys.to_vec(), pins: 1, stop_at_miss: how.stop_at_miss };
         let (session, answer) = self.ask_in_any_session(body)?;
         let Answer::Acquired(found) = answer else {
             return Err(self.unexpected(&answer));
@@ -185,9 +170,7 @@ impl Client {
         let pages: Vec<Result<Option<PinnedPage>, ClientError>> = found
             .into_iter()
             .map(|found| {
-                found
-                    .map(|location| PinnedPage::new(location, self.home(&session)))
-                    .transpose()
+                found.map(|location| PinnedPage::new(location, self.home(&session))).transpose()
             })
             .collect();
         pages.into_iter().collect()
@@ -205,24 +188,18 @@ impl Client {
             return Ok(());
         };
         let handles = tickets.iter().map(|ticket| ticket.handle).collect();
-        let result = self
-            .link
-            .call(Body::Release { handles, pins: 1 }, Some(&session));
+        let result = self.link.call(Body::Release { handles, pins: 1 }, Some(&session));
         let (_, answer) = settle(tickets, result).map_err(stale)?;
         let Answer::Released(outcomes) = answer else {
             return Err(self.unexpected(&answer));
         };
-        let all = outcomes
-            .iter()
-            .all(|outcome| *outcome == ReleaseOutcome::Released);
+        let all = outcomes.iter().all(|outcome| *outcome == ReleaseOutcome::Released);
         if all { Ok(()) } else { Err(ClientError::Stale) }
     }
 
     /// Which chunks are there; changes nothing, not even how recently they were used.
     pub fn contains(&self, keys: &[Key<'_>]) -> Result<Vec<Presence>, ClientError> {
-        match self.ask_in_any_session(|| Body::Contains {
-            keys: keys.to_vec(),
-        })? {
+        match self.ask_in_any_session(|| Body::Contains { keys: keys.to_vec() })? {
             (_, Answer::Contained(presence)) => Ok(presence),
             (_, answer) => Err(self.unexpected(&answer)),
         }
@@ -230,9 +207,7 @@ impl Client {
 
     /// Counts chunks as used, without reading them.
     pub fn touch(&self, keys: &[Key<'_>]) -> Result<Vec<Presence>, ClientError> {
-        match self.ask_in_any_session(|| Body::Touch {
-            keys: keys.to_vec(),
-        })? {
+        match self.ask_in_any_session(|| Body::Touch { keys: keys.to_vec() })? {
             (_, Answer::Contained(presence)) => Ok(presence),
             (_, answer) => Err(self.unexpected(&answer)),
         }
@@ -240,9 +215,7 @@ impl Client {
 
     /// Forgets chunks that nobody pins.
     pub fn delete(&self, keys: &[Key<'_>]) -> Result<Vec<DeleteOutcome>, ClientError> {
-        match self.ask_in_any_session(|| Body::Delete {
-            keys: keys.to_vec(),
-        })? {
+        match self.ask_in_any_session(|| Body::Delete { keys: keys.to_vec() })? {
             (_, Answer::Deleted(outcomes)) => Ok(outcomes),
             (_, answer) => Err(self.unexpected(&answer)),
         }
@@ -258,11 +231,7 @@ impl Client {
 
     /// A page of the entries whose keys begin with `prefix`: from `cursor`, 0 at first.
     pub fn list(&self, prefix: &[u8], cursor: u64, limit: u32) -> Result<EntryPage, ClientError> {
-        match self.ask_in_any_session(|| Body::List {
-            prefix,
-            cursor,
-            limit,
-        })? {
+        match self.ask_in_any_session(|| Body::List { prefix, cursor, limit })? {
             (_, Answer::Entries(page)) => Ok(page),
             (_, answer) => Err(self.unexpected(&answer)),
         }
@@ -315,19 +284,13 @@ impl Client {
             return Ok(());
         }
         let reason = format!("{found} outcomes to {expected} keys");
-        Err(ClientError::Protocol {
-            endpoint: self.link.config.endpoint.clone(),
-            reason,
-        })
+        Err(ClientError::Protocol { endpoint: self.link.config.endpoint.clone(), reason })
     }
 
     fn unexpected(&self, answer: &Answer) -> ClientError {
         let mut reason = format!("an answer of another kind: {answer:?}");
         reason.truncate(reason.floor_char_boundary(80));
-        ClientError::Protocol {
-            endpoint: self.link.config.endpoint.clone(),
-            reason,
-        }
+        ClientError::Protocol { endpoint: self.link.config.endpoint.clone(), reason }
     }
 }
 
@@ -336,23 +299,14 @@ fn common_session(tickets: &[Ticket]) -> Result<Option<Arc<Session>>, ClientErro
     let Some(first) = tickets.first().map(Ticket::session) else {
         return Ok(None);
     };
-    let same = tickets
-        .iter()
-        .all(|ticket| Arc::ptr_eq(ticket.session(), first));
-    if same {
-        Ok(Some(Arc::clone(first)))
-    } else {
-        Err(ClientError::SessionLost)
-    }
+    let same = tickets.iter().all(|ticket| Arc::ptr_eq(ticket.session(), first));
+    if same { Ok(Some(Arc::clone(first))) } else { Err(ClientError::SessionLost) }
 }
 
 /// Spends the tickets of a request if the server has applied it, or still may: else they drop, and
 /// what they stand for is given back.
 fn settle<T>(tickets: Vec<Ticket>, result: Result<T, Failed>) -> Result<T, ClientError> {
-    if result
-        .as_ref()
-        .map_or_else(|failed| failed.in_flight, |_| true)
-    {
+    if result.as_ref().map_or_else(|failed| failed.in_flight, |_| true) {
         tickets.into_iter().for_each(Ticket::spend);
     }
     Ok(result?)

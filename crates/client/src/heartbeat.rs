@@ -35,10 +35,7 @@ pub(crate) struct Return {
 impl Returns {
     pub(crate) fn new() -> std::io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self {
-            queue: Mutex::new(Vec::new()),
-            wake,
-        })
+        Ok(Self { queue: Mutex::new(Vec::new()), wake })
     }
 
     /// Queues something; the heartbeat sends it.
@@ -79,11 +76,7 @@ impl Returns {
             };
             match link.call(body, Some(&session)) {
                 // A session that is over holds nothing.
-                Ok(_)
-                | Err(Failed {
-                    error: ClientError::SessionLost,
-                    ..
-                }) => {}
+                Ok(_) | Err(Failed { error: ClientError::SessionLost, .. }) => {}
                 Err(Failed { error, in_flight }) => {
                     if !in_flight {
                         queue.extend(batch);
@@ -99,11 +92,7 @@ impl Returns {
 
 /// What an answer granted that nobody waited for.
 fn returns_of(session: &Arc<Session>, answer: &Answer) -> Vec<Return> {
-    let give_back = |handle, pins| Return {
-        session: Arc::clone(session),
-        handle,
-        pins,
-    };
+    let give_back = |handle, pins| Return { session: Arc::clone(session), handle, pins };
     match answer {
         Answer::Reserved(outcomes) => outcomes
             .iter()
@@ -113,11 +102,9 @@ fn returns_of(session: &Arc<Session>, answer: &Answer) -> Vec<Return> {
             })
             .collect(),
         // The client takes one pin a key, and none while committing.
-        Answer::Acquired(found) => found
-            .iter()
-            .flatten()
-            .map(|location| give_back(location.handle, 1))
-            .collect(),
+        Answer::Acquired(found) => {
+            found.iter().flatten().map(|location| give_back(location.handle, 1)).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -162,13 +149,7 @@ fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
     let (session, _) = link.call(Body::Renew, None)?;
     for gone in link.take_let_go() {
         let resume = gone.resume();
-        link.call(
-            Body::LetGo {
-                session: resume.session,
-                secret: resume.secret,
-            },
-            None,
-        )?;
+        link.call(Body::LetGo { session: resume.session, secret: resume.secret }, None)?;
     }
     Ok(Duration::from_millis(session.limits.lease_ms / 3))
 }

@@ -74,10 +74,7 @@ pub(crate) struct Failed {
 
 impl From<ClientError> for Failed {
     fn from(error: ClientError) -> Self {
-        Self {
-            error,
-            in_flight: false,
-        }
+        Self { error, in_flight: false }
     }
 }
 
@@ -92,10 +89,7 @@ impl Link {
         // One kernel, one coherent memory: containers of a host share its boot id.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let host = match boot.trim() {
-            "" => rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
             id => id.to_owned(),
         };
         let state = State {
@@ -108,12 +102,7 @@ impl Link {
             closed: false,
             orphans: Vec::new(),
         };
-        Self {
-            config,
-            host,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }
+        Self { config, host, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -197,19 +186,13 @@ impl Link {
             if patience.is_zero() {
                 state.abandon(seq);
                 self.changed.notify_all();
-                return Err(Failed {
-                    error: self.timeout(),
-                    in_flight: true,
-                });
+                return Err(Failed { error: self.timeout(), in_flight: true });
             }
             state = match self.wait(state, started, patience) {
                 (state, Ok(())) => state,
                 (mut state, Err(error)) => {
                     state.abandon(seq);
-                    return Err(Failed {
-                        error,
-                        in_flight: true,
-                    });
+                    return Err(Failed { error, in_flight: true });
                 }
             };
         }
@@ -239,17 +222,8 @@ impl Link {
         drop(state);
         let read = inbox.fill(&stream);
         let mut state = self.lock();
-        let same = state
-            .stream
-            .as_ref()
-            .is_some_and(|now| Arc::ptr_eq(now, &stream));
-        let read = read.and_then(|()| {
-            if same {
-                state.deliver(&mut inbox)
-            } else {
-                Ok(())
-            }
-        });
+        let same = state.stream.as_ref().is_some_and(|now| Arc::ptr_eq(now, &stream));
+        let read = read.and_then(|()| if same { state.deliver(&mut inbox) } else { Ok(()) });
         state.inbox = Some(if same { inbox } else { Inbox::default() });
         match read {
             // Nothing came; how long one waits is for each caller to say.
@@ -320,9 +294,7 @@ impl Link {
         stream.write_all(&frame).map_err(unreachable)?;
         let mut inbox = Inbox::default();
         let welcome = loop {
-            let frame = inbox
-                .frame()
-                .map_err(|error| unreadable(error.to_string()))?;
+            let frame = inbox.frame().map_err(|error| unreadable(error.to_string()))?;
             let Some(frame) = frame else {
                 inbox.fill(&stream).map_err(unreachable)?;
                 continue;
@@ -337,8 +309,7 @@ impl Link {
             }
             .map_err(|error| unreadable(error.to_string()))?;
         };
-        self.welcomed(state, stream, &welcome, sent)
-            .inspect_err(|_| state.disconnect())
+        self.welcomed(state, stream, &welcome, sent).inspect_err(|_| state.disconnect())
     }
 
     fn welcomed(
@@ -355,10 +326,7 @@ impl Link {
         if welcome.resumed {
             state.resend(&stream).map_err(unreachable)?;
         } else {
-            let known = state
-                .session
-                .as_ref()
-                .map(|session| Arc::clone(&session.memory));
+            let known = state.session.as_ref().map(|session| Arc::clone(&session.memory));
             let memory = match known.filter(|memory| memory.is_of(&welcome.topology)) {
                 Some(memory) => memory,
                 None => Arc::new(Memory::map(&welcome.topology, &self.config.device_paths)?),
@@ -380,10 +348,7 @@ impl State {
     /// sent again later.
     fn send(&mut self, body: Body<'_>) -> Result<u64, ClientError> {
         let seq = self.next_seq;
-        let unanswered = self
-            .pending
-            .iter()
-            .find(|(_, pending)| pending.outcome.is_none());
+        let unanswered = self.pending.iter().find(|(_, pending)| pending.outcome.is_none());
         let acked = unanswered.map_or(seq, |(first, _)| *first) - 1;
         let mut frame = Vec::new();
         let request = Request { seq, acked, body };
@@ -397,23 +362,14 @@ impl State {
             tracing::debug!(%error, "the connection is lost");
             self.disconnect();
         }
-        let pending = Pending {
-            frame,
-            sent,
-            abandoned: false,
-            outcome: None,
-        };
+        let pending = Pending { frame, sent, abandoned: false, outcome: None };
         self.pending.insert(seq, pending);
         Ok(seq)
     }
 
     /// Sends everything unanswered again, in its order, over a new connection of the same session.
     fn resend(&mut self, stream: &Stream) -> io::Result<()> {
-        for pending in self
-            .pending
-            .values_mut()
-            .filter(|pending| pending.outcome.is_none())
-        {
+        for pending in self.pending.values_mut().filter(|pending| pending.outcome.is_none()) {
             pending.sent = Instant::now();
             stream.write_all(&pending.frame)?;
         }
@@ -465,9 +421,7 @@ impl State {
                     return Err(io::Error::other(refusal.map_err(unreadable)?));
                 }
                 kind => {
-                    return Err(io::Error::other(format!(
-                        "{kind:?} where Reply is expected"
-                    )));
+                    return Err(io::Error::other(format!("{kind:?} where Reply is expected")));
                 }
             }
             let len = frame.len_bytes();

@@ -46,12 +46,7 @@ impl Ticket {
         if session.is_certainly_alive() {
             return Ok(());
         }
-        match self
-            .home
-            .link
-            .call(Body::Renew, Some(session))
-            .map_err(ClientError::from)
-        {
+        match self.home.link.call(Body::Renew, Some(session)).map_err(ClientError::from) {
             Ok(_) => Ok(()),
             Err(ClientError::SessionLost) => Err(ClientError::Stale),
             Err(error) => Err(error),
@@ -63,11 +58,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.spent && !self.home.session.is_lost() {
             let session = Arc::clone(&self.home.session);
-            self.home.returns.push(Return {
-                session,
-                handle: self.handle,
-                pins: self.pins,
-            });
+            self.home.returns.push(Return { session, handle: self.handle, pins: self.pins });
         }
     }
 }
@@ -89,19 +80,10 @@ pub struct PinnedPage {
 
 impl PinnedPage {
     pub(crate) fn new(location: Location, home: Home) -> Result<Self, ClientError> {
-        let ticket = Ticket {
-            home,
-            handle: location.handle,
-            pins: 1,
-            spent: false,
-        };
+        let ticket = Ticket { home, handle: location.handle, pins: 1, spent: false };
         let mapping = &ticket.home.session.memory.mapping;
         let view = mapping.read(location.offset(), location.length)?;
-        Ok(Self {
-            view,
-            ticket,
-            location,
-        })
+        Ok(Self { view, ticket, location })
     }
 
     /// Where the chunk lies.
@@ -165,24 +147,11 @@ impl Drop for Writing {
 
 impl ReservedPage {
     pub(crate) fn new(location: Location, home: Home) -> Result<Self, ClientError> {
-        let ticket = Ticket {
-            home,
-            handle: location.handle,
-            pins: 0,
-            spent: false,
-        };
+        let ticket = Ticket { home, handle: location.handle, pins: 0, spent: false };
         let session = ticket.session();
-        let page = session
-            .memory
-            .mapping
-            .write(location.offset(), location.length)?;
+        let page = session.memory.mapping.write(location.offset(), location.length)?;
         let writing = Writing::begin(session);
-        Ok(Self {
-            page,
-            writing,
-            ticket,
-            length: location.length,
-        })
+        Ok(Self { page, writing, ticket, length: location.length })
     }
 
     /// Where the chunk will lie, with the length it has so far.
@@ -205,10 +174,7 @@ impl ReservedPage {
     pub fn set_length(&mut self, length: u64) -> Result<(), ClientError> {
         let page_len = self.page.len();
         if length == 0 || length > page_len {
-            return Err(ClientError::BadLength {
-                len: length,
-                page_len,
-            });
+            return Err(ClientError::BadLength { len: length, page_len });
         }
         self.length = length;
         Ok(())
@@ -216,19 +182,8 @@ impl ReservedPage {
 
     /// Ends the writing: what is to be committed, and the right to it.
     pub(crate) fn finish(self) -> (CommitItem, Ticket) {
-        let Self {
-            page,
-            writing,
-            ticket,
-            length,
-        } = self;
+        let Self { page, writing, ticket, length } = self;
         drop((page, writing));
-        (
-            CommitItem {
-                handle: ticket.handle,
-                length,
-            },
-            ticket,
-        )
+        (CommitItem { handle: ticket.handle, length }, ticket)
     }
 }

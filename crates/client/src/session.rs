@@ -41,10 +41,7 @@ impl Session {
     }
 
     pub(crate) const fn resume(&self) -> Resume {
-        Resume {
-            session: self.id,
-            secret: self.secret,
-        }
+        Resume { session: self.id, secret: self.secret }
     }
 
     /// An answer to a request that was sent at `sent` has come.
@@ -86,19 +83,14 @@ impl Memory {
     pub(crate) fn map(topology: &Topology, elsewhere: &[PathBuf]) -> Result<Self, ClientError> {
         let mapping = PoolMapping::new(topology.address_space_bytes)?;
         for placed in &topology.devices {
-            let found = elsewhere
-                .iter()
-                .find_map(|path| Device::open(path, placed.uuid).ok());
+            let found = elsewhere.iter().find_map(|path| Device::open(path, placed.uuid).ok());
             let device = match found {
                 Some(device) => device,
                 None => Device::open(&placed.path, placed.uuid)?,
             };
             mapping.add_device(&device, placed.offset)?;
         }
-        Ok(Self {
-            topology: topology.clone(),
-            mapping: Arc::new(mapping),
-        })
+        Ok(Self { topology: topology.clone(), mapping: Arc::new(mapping) })
     }
 
     pub(crate) fn is_of(&self, topology: &Topology) -> bool {

@@ -109,11 +109,7 @@ impl Inbox {
             }
         };
         self.filled += read;
-        if read == 0 {
-            Err(ErrorKind::UnexpectedEof.into())
-        } else {
-            Ok(())
-        }
+        if read == 0 { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
     /// The next complete frame. Call [`Inbox::consume`] with its length when done with it.

@@ -56,16 +56,11 @@ impl Pool {
 }
 
 fn keys(names: &[String]) -> Vec<Key<'_>> {
-    names
-        .iter()
-        .map(|name| Key::new(name.as_bytes()).unwrap())
-        .collect()
+    names.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect()
 }
 
 fn names(range: std::ops::Range<u32>) -> Vec<String> {
-    range
-        .map(|n| format!("model@00000000@{n:064x}@0"))
-        .collect()
+    range.map(|n| format!("model@00000000@{n:064x}@0")).collect()
 }
 
 fn granted(reserved: Vec<Reserved>) -> Vec<ReservedPage> {
@@ -82,11 +77,7 @@ fn store(client: &Client, keys: &[Key<'_>], byte: u8) {
         page.bytes_mut().fill(byte);
     }
     let committed = client.commit(pages).unwrap();
-    assert!(
-        committed
-            .iter()
-            .all(|committed| matches!(committed, Committed::Stored(_)))
-    );
+    assert!(committed.iter().all(|committed| matches!(committed, Committed::Stored(_))));
 }
 
 #[test]
@@ -94,18 +85,12 @@ fn one_instance_reads_what_another_wrote_over_either_kind_of_socket() {
     let pool = pool();
     let writer = pool.client("writer");
     let tcp = Endpoint::Tcp(pool.server.tcp_address().unwrap().to_string());
-    let reader = Client::connect(ClientConfig {
-        endpoint: tcp,
-        ..pool.config("reader")
-    })
-    .unwrap();
+    let reader = Client::connect(ClientConfig { endpoint: tcp, ..pool.config("reader") }).unwrap();
     let names = names(0..4);
     let keys = keys(&names);
     assert_eq!(reader.contains(&keys).unwrap(), [Presence::Missing; 4]);
     store(&writer, &keys[..3], 7);
-    let pages = reader
-        .acquire(&keys, Acquire { stop_at_miss: true })
-        .unwrap();
+    let pages = reader.acquire(&keys, Acquire { stop_at_miss: true }).unwrap();
     assert_eq!(pages.len(), 3);
     let mut chunk = vec![0; 64 << 10];
     for page in pages.iter().flatten() {
@@ -125,17 +110,10 @@ fn what_is_dropped_is_given_back() {
     let keys = keys(&names);
     store(&client, &keys[..1], 1);
     drop(client.acquire(&keys, Acquire::default()).unwrap());
-    drop(
-        client
-            .reserve(&keys[1..], PAGE, Reserve::default())
-            .unwrap(),
-    );
+    drop(client.reserve(&keys[1..], PAGE, Reserve::default()).unwrap());
     client.flush().unwrap();
     let stats = client.stats().unwrap();
-    assert_eq!(
-        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
-        (0, 0, 0)
-    );
+    assert_eq!((stats.pins, stats.pages_reserved, stats.lost_bytes()), (0, 0, 0));
     assert_eq!(stats.counters.aborted, 1);
 }
 
@@ -146,14 +124,8 @@ fn a_chunk_is_stored_once() {
     let names = names(0..1);
     let keys = keys(&names);
     let first = granted(a.reserve(&keys, PAGE, Reserve::default()).unwrap());
-    let polite = Reserve {
-        unless_being_written: true,
-        ..Reserve::default()
-    };
-    assert!(matches!(
-        b.reserve(&keys, PAGE, polite).unwrap()[..],
-        [Reserved::BeingWritten]
-    ));
+    let polite = Reserve { unless_being_written: true, ..Reserve::default() };
+    assert!(matches!(b.reserve(&keys, PAGE, polite).unwrap()[..], [Reserved::BeingWritten]));
     let second = granted(b.reserve(&keys, PAGE, Reserve::default()).unwrap());
     let winner = match a.commit(first).unwrap()[..] {
         [Committed::Stored(location)] => location,
@@ -207,10 +179,7 @@ fn many_threads_share_one_session() {
         }
     });
     let stats = client.stats().unwrap();
-    assert_eq!(
-        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
-        (0, 0, 0)
-    );
+    assert_eq!((stats.pins, stats.pages_reserved, stats.lost_bytes()), (0, 0, 0));
     assert_eq!(stats.sessions.len(), 1);
 }
 
@@ -223,21 +192,12 @@ fn a_full_pool_says_so_and_leaks_nothing() {
     store(&client, &keys, 3);
     let pinned = client.acquire(&keys, Acquire::default()).unwrap();
     let other = names(1000..1002);
-    let refused = client
-        .reserve(&self::keys(&other), PAGE, Reserve::default())
-        .unwrap();
-    assert!(
-        refused
-            .iter()
-            .all(|reserved| matches!(reserved, Reserved::OutOfMemory))
-    );
+    let refused = client.reserve(&self::keys(&other), PAGE, Reserve::default()).unwrap();
+    assert!(refused.iter().all(|reserved| matches!(reserved, Reserved::OutOfMemory)));
     client.release(pinned.into_iter().flatten()).unwrap();
     store(&client, &self::keys(&other), 4);
     let stats = client.stats().unwrap();
-    assert_eq!(
-        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
-        (0, 0, 0)
-    );
+    assert_eq!((stats.pins, stats.pages_reserved, stats.lost_bytes()), (0, 0, 0));
 }
 
 #[test]
@@ -250,10 +210,7 @@ fn a_client_that_goes_takes_its_session_with_it() {
     store(&client, &keys[..1], 1);
     let pinned = client.acquire(&keys[..1], Acquire::default()).unwrap();
     drop(client);
-    assert!(matches!(
-        pinned[0].as_ref().unwrap().confirm(),
-        Err(ClientError::Stale)
-    ));
+    assert!(matches!(pinned[0].as_ref().unwrap().confirm(), Err(ClientError::Stale)));
     // The goodbye ends the session; what it held goes at the next tick.
     wait_until(|| watcher.stats().unwrap().sessions.len() == 1);
     assert_eq!(watcher.stats().unwrap().pins, 0);
@@ -263,10 +220,7 @@ fn a_client_that_goes_takes_its_session_with_it() {
 fn wait_until(mut condition: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_mins(1),
-            "it does not happen"
-        );
+        assert!(start.elapsed() < Duration::from_mins(1), "it does not happen");
         std::thread::yield_now();
     }
 }
@@ -285,28 +239,15 @@ fn a_restarted_server_is_found_again_and_old_pages_are_stale() {
     let keys = keys(&names);
     store(&client, &keys[..1], 1);
     let pinned = client.acquire(&keys[..1], Acquire::default()).unwrap();
-    let reserved = granted(
-        client
-            .reserve(&keys[1..], PAGE, Reserve::default())
-            .unwrap(),
-    );
+    let reserved = granted(client.reserve(&keys[1..], PAGE, Reserve::default()).unwrap());
     drop(server);
     let _server = serve(folder.path(), Config::default());
     assert_eq!(client.contains(&keys).unwrap(), [Presence::Missing; 2]);
     // The old memory stays mapped under the old pages; their bytes just do not count any more.
     assert_eq!(pinned[0].as_ref().unwrap().bytes()[0], 1);
-    assert!(matches!(
-        pinned[0].as_ref().unwrap().confirm(),
-        Err(ClientError::Stale)
-    ));
-    assert!(matches!(
-        client.release(pinned.into_iter().flatten()),
-        Err(ClientError::Stale)
-    ));
-    assert!(matches!(
-        client.commit(reserved),
-        Err(ClientError::SessionLost)
-    ));
+    assert!(matches!(pinned[0].as_ref().unwrap().confirm(), Err(ClientError::Stale)));
+    assert!(matches!(client.release(pinned.into_iter().flatten()), Err(ClientError::Stale)));
+    assert!(matches!(client.commit(reserved), Err(ClientError::SessionLost)));
     store(&client, &keys, 2);
 }
 
@@ -314,30 +255,16 @@ fn a_restarted_server_is_found_again_and_old_pages_are_stale() {
 fn errors_say_what_to_do() {
     let pool = pool();
     let missing = Endpoint::Unix(pool.folder.path().join("nobody"));
-    let error = Client::connect(ClientConfig {
-        endpoint: missing,
-        ..pool.config("a")
-    })
-    .unwrap_err();
+    let error =
+        Client::connect(ClientConfig { endpoint: missing, ..pool.config("a") }).unwrap_err();
     assert!(error.to_string().contains("maru serve"), "{error}");
     let error = Client::connect(pool.config("a\n")).unwrap_err();
-    assert!(
-        matches!(error, ClientError::Refused(Refusal::InstanceName { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, ClientError::Refused(Refusal::Name { .. })), "{error}");
     let client = pool.client("a");
     let names = names(0..1);
-    let error = client
-        .reserve(&keys(&names), 1 << 40, Reserve::default())
-        .unwrap_err();
-    assert!(
-        matches!(error, ClientError::Refused(Refusal::PageSize { .. })),
-        "{error}"
-    );
+    let error = client.reserve(&keys(&names), 1 << 40, Reserve::default()).unwrap_err();
+    assert!(matches!(error, ClientError::Refused(Refusal::PageSize { .. })), "{error}");
     let many = self::names(0..5000);
     let error = client.contains(&keys(&many)).unwrap_err();
-    assert!(
-        matches!(error, ClientError::Refused(Refusal::BatchTooLarge { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, ClientError::Refused(Refusal::BatchTooLarge { .. })), "{error}");
 }

@@ -24,33 +24,18 @@ struct Driver {
 impl Driver {
     fn ask(&mut self, body: Body<'_>) -> Answer {
         self.seq += 1;
-        let request = Request {
-            seq: self.seq,
-            acked: self.seq - 1,
-            body,
-        };
-        self.directory
-            .apply(Millis(0), self.session, &request)
-            .result
-            .unwrap()
+        let request = Request { seq: self.seq, acked: self.seq - 1, body };
+        self.directory.apply(Millis(0), self.session, &request).result.unwrap()
     }
 
     fn store(&mut self, keys: &[Key<'_>]) {
         let (keys, page_bytes) = (keys.to_vec(), PAGE);
-        let body = Body::Reserve {
-            keys,
-            page_bytes,
-            tag: 0,
-            unless_being_written: true,
-        };
-        let Answer::Reserved(outcomes) = self.ask(body) else {
-            panic!("reserve")
-        };
+        let body = Body::Reserve { keys, page_bytes, tag: 0, unless_being_written: true };
+        let Answer::Reserved(outcomes) = self.ask(body) else { panic!("reserve") };
         let item = |outcome| match outcome {
-            ReserveOutcome::Granted(location) => CommitItem {
-                handle: location.handle,
-                length: location.length,
-            },
+            ReserveOutcome::Granted(location) => {
+                CommitItem { handle: location.handle, length: location.length }
+            }
             other => panic!("{other:?}"),
         };
         let items = outcomes.into_iter().map(item).collect();
@@ -58,65 +43,25 @@ impl Driver {
     }
 
     fn acquire(&mut self, keys: &[Key<'_>]) -> Vec<Handle> {
-        let body = Body::Acquire {
-            keys: keys.to_vec(),
-            pins: 1,
-            stop_at_miss: false,
-        };
-        let Answer::Acquired(found) = self.ask(body) else {
-            panic!("acquire")
-        };
-        found
-            .into_iter()
-            .flatten()
-            .map(|location| location.handle)
-            .collect()
+        let body = Body::Acquire { keys: keys.to_vec(), pins: 1, stop_at_miss: false };
+        let Answer::Acquired(found) = self.ask(body) else { panic!("acquire") };
+        found.into_iter().flatten().map(|location| location.handle).collect()
     }
 }
 
 fn main() {
     let bytes = (ENTRIES as u64 + 1024) * PAGE + (2 << 20);
-    let device = DeviceSpan {
-        offset: 0,
-        bytes,
-        reserved: 2 << 20,
-    };
-    let geometry = Geometry {
-        devices: vec![device],
-        region_bytes: 64 << 20,
-    };
-    let config = Config {
-        watermark_high_permille: 1000,
-        watermark_low_permille: 1000,
-        ..Config::default()
-    };
+    let device = DeviceSpan { offset: 0, bytes, reserved: 2 << 20 };
+    let geometry = Geometry { devices: vec![device], region_bytes: 64 << 20 };
+    let config =
+        Config { watermark_high_permille: 1000, watermark_low_permille: 1000, ..Config::default() };
     let mut directory = Directory::new(config, &geometry, Millis(0)).unwrap();
-    let hello = Hello {
-        instance: "a",
-        host: "h",
-        budget_bytes: 0,
-        resume: None,
-    };
-    let session = directory
-        .hello(Millis(0), &hello, Secret([0; 16]))
-        .unwrap()
-        .session;
-    let mut driver = Driver {
-        directory,
-        session,
-        seq: 0,
-    };
-    let name = |n: usize| {
-        format!(
-            "meta-llama/Llama-3.1-8B@00000000@{:064x}@0",
-            (n as u128) << 70
-        )
-    };
+    let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+    let session = directory.hello(Millis(0), &hello, Secret([0; 16])).unwrap().session;
+    let mut driver = Driver { directory, session, seq: 0 };
+    let name = |n: usize| format!("meta-llama/Llama-3.1-8B@00000000@{:064x}@0", (n as u128) << 70);
     let names: Vec<String> = (0..ENTRIES).map(name).collect();
-    let keys: Vec<Key<'_>> = names
-        .iter()
-        .map(|name| Key::new(name.as_bytes()).unwrap())
-        .collect();
+    let keys: Vec<Key<'_>> = names.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect();
 
     let before = resident_bytes();
     let start = Instant::now();
@@ -127,16 +72,13 @@ fn main() {
     let mut shuffled = keys.clone();
     let mut state = 1_usize;
     for index in (1..shuffled.len()).rev() {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         shuffled.swap(index, (state >> 33) % (index + 1));
     }
     let mut held = Vec::with_capacity(ENTRIES / BATCH + 1);
     let start = Instant::now();
-    shuffled
-        .chunks(BATCH)
-        .for_each(|keys| held.push(driver.acquire(keys)));
+    shuffled.chunks(BATCH).for_each(|keys| held.push(driver.acquire(keys)));
     let acquired = start.elapsed();
     let start = Instant::now();
     for handles in held {
@@ -148,10 +90,7 @@ fn main() {
     println!("  reserve + commit   {:6.2}", rate(stored));
     println!("  acquire            {:6.2}", rate(acquired));
     println!("  release            {:6.2}", rate(released));
-    println!(
-        "  acquire + release  {:6.2} (each key counted once)",
-        rate(acquired + released)
-    );
+    println!("  acquire + release  {:6.2} (each key counted once)", rate(acquired + released));
     println!(
         "bytes an entry, its page and a key of 101 bytes included: {}",
         grown / ENTRIES as u64

@@ -26,8 +26,9 @@ impl Sub for Millis {
 /// Times, limits and thresholds.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The life of the directory: larger than that of any before it on the same pool. Generations
-    /// are drawn from it, so no handle of an earlier life fits a page of this one. Below 2^32.
+    /// The life of the directory: larger than that of any before it on the same pool, by at least
+    /// one for each 2^32 pages that one granted; Unix time in seconds is. Generations are drawn from
+    /// it, so no handle of an earlier life fits a page of this one. Below 2^32.
     pub epoch: u64,
     /// How long a session lives unheard.
     pub lease_ms: u64,
@@ -35,7 +36,8 @@ pub struct Config {
     /// that what it held is free one second after the drop (rule 6).
     pub resume_ms: u64,
     /// How long a page is kept from others after its writer vanished and was not seen to die
-    /// (rule 7): longer than any copy that could still be in flight.
+    /// (rule 7): longer than any copy that could still be in flight, and than it takes to drain a
+    /// session; at least 1000.
     pub quarantine_ms: u64,
     /// Unacknowledged requests a session may have; so many replies are kept for it (rule 5).
     pub window: u32,
@@ -130,31 +132,14 @@ impl Config {
     /// Checks every setting against its range.
     pub fn check(&self) -> Result<(), ConfigError> {
         let in_range = |name, value: u64, ok: bool, range| {
-            if ok {
-                Ok(())
-            } else {
-                Err(ConfigError::OutOfRange { name, value, range })
-            }
+            if ok { Ok(()) } else { Err(ConfigError::OutOfRange { name, value, range }) }
         };
-        in_range(
-            "epoch",
-            self.epoch,
-            u32::try_from(self.epoch).is_ok(),
-            "below 2^32",
-        )?;
-        in_range(
-            "lease_ms",
-            self.lease_ms,
-            self.lease_ms >= 100,
-            "at least 100",
-        )?;
+        in_range("epoch", self.epoch, u32::try_from(self.epoch).is_ok(), "below 2^32")?;
+        in_range("lease_ms", self.lease_ms, self.lease_ms >= 100, "at least 100")?;
         let resume_fits = self.resume_ms <= 900.min(self.lease_ms);
-        in_range(
-            "resume_ms",
-            self.resume_ms,
-            resume_fits,
-            "at most 900 and at most the lease",
-        )?;
+        in_range("resume_ms", self.resume_ms, resume_fits, "at most 900 and at most the lease")?;
+        let quarantine = self.quarantine_ms;
+        in_range("quarantine_ms", quarantine, quarantine >= 1000, "at least 1000")?;
         let sessions = self.sessions_max;
         let sessions_fit = (1..=SESSIONS_MAX).contains(&sessions);
         in_range("sessions_max", sessions.into(), sessions_fit, "1 to 1024")?;
@@ -168,18 +153,8 @@ impl Config {
             "at least 1",
         )?;
         let (low, high) = (self.watermark_low_permille, self.watermark_high_permille);
-        in_range(
-            "watermark_high_permille",
-            high.into(),
-            (1..=1000).contains(&high),
-            "1 to 1000",
-        )?;
-        in_range(
-            "watermark_low_permille",
-            low.into(),
-            low <= high,
-            "at most the high watermark",
-        )
+        in_range("watermark_high_permille", high.into(), (1..=1000).contains(&high), "1 to 1000")?;
+        in_range("watermark_low_permille", low.into(), low <= high, "at most the high watermark")
     }
 }
 
@@ -193,9 +168,7 @@ impl Geometry {
         let mut regions = Vec::new();
         let mut free_from = 0;
         for device in &self.devices {
-            let bad = ConfigError::DeviceOffset {
-                offset: device.offset,
-            };
+            let bad = ConfigError::DeviceOffset { offset: device.offset };
             if !device.offset.is_multiple_of(size) || device.offset < free_from {
                 return Err(bad);
             }

@@ -58,11 +58,7 @@ pub(crate) struct Entries {
 impl Entries {
     pub(crate) fn new(hash_seed: u64) -> Self {
         let hasher = FixedState::with_seed(hash_seed);
-        Self {
-            table: HashTable::new(),
-            slab: Slab::new(),
-            hasher,
-        }
+        Self { table: HashTable::new(), slab: Slab::new(), hasher }
     }
 
     pub(crate) fn hasher(&self) -> FixedState {
@@ -71,9 +67,7 @@ impl Entries {
 
     pub(crate) fn find(&self, key: Key<'_>) -> Option<EntryId> {
         let same = |id: &EntryId| *self.slab[id.index()].key == *key.bytes();
-        self.table
-            .find(self.hasher.hash_one(key.bytes()), same)
-            .copied()
+        self.table.find(self.hasher.hash_one(key.bytes()), same).copied()
     }
 
     /// Finds the entry of `key`, or makes one that is neither resident nor being written.
@@ -85,13 +79,7 @@ impl Entries {
             return *id;
         }
         let key = key.bytes().into();
-        let index = slab.insert(Entry {
-            key,
-            hash,
-            resident: None,
-            pins: 0,
-            writers: None,
-        });
+        let index = slab.insert(Entry { key, hash, resident: None, pins: 0, writers: None });
         let id = EntryId(u32::try_from(index).expect("a pool has fewer than 2^32 pages"));
         table.insert_unique(hash, id, |id| slab[id.index()].hash);
         id
@@ -137,8 +125,6 @@ impl Entries {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (EntryId, &Entry)> {
         // The numbers were made from u32 in `find_or_insert`.
         #[expect(clippy::cast_possible_truncation)]
-        self.slab
-            .iter()
-            .map(|(index, entry)| (EntryId(index as u32), entry))
+        self.slab.iter().map(|(index, entry)| (EntryId(index as u32), entry))
     }
 }

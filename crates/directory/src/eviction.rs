@@ -72,12 +72,7 @@ impl Lru {
     }
 
     fn unlink(&mut self, entry: EntryId) {
-        let Node {
-            colder,
-            hotter,
-            queue,
-            ..
-        } = self.nodes[entry.index()];
+        let Node { colder, hotter, queue, .. } = self.nodes[entry.index()];
         let ends = &mut self.queues[queue.index()];
         match colder {
             Some(colder) => self.nodes[colder.index()].hotter = hotter,
@@ -92,12 +87,7 @@ impl Lru {
 
 impl EvictionPolicy for Lru {
     fn insert(&mut self, entry: EntryId, queue: QueueId) {
-        let node = Node {
-            colder: None,
-            hotter: None,
-            queue,
-            pinned: false,
-        };
+        let node = Node { colder: None, hotter: None, queue, pinned: false };
         if self.nodes.len() <= entry.index() {
             self.nodes.resize(entry.index() + 1, node);
         }

@@ -12,11 +12,13 @@ mod directory;
 mod entries;
 mod eviction;
 mod pages;
+mod reading;
 mod reclaim;
 mod report;
 mod room;
 pub mod rules;
 mod sessions;
+mod writing;
 
 pub use config::{Config, ConfigError, DeviceSpan, Geometry, Millis};
 pub use directory::{Directory, Opened};

@@ -199,9 +199,7 @@ impl Pages {
 
     pub(crate) fn class_mut(&mut self, at: PageAt) -> &mut Class {
         let size = self.page_bytes(at);
-        self.classes
-            .get_mut(&size)
-            .expect("a cut region's size has a class")
+        self.classes.get_mut(&size).expect("a cut region's size has a class")
     }
 
     pub(crate) fn handle(&self, at: PageAt) -> Handle {
@@ -225,18 +223,13 @@ impl Pages {
         if page.generation != handle.generation || page.state == PageState::Free {
             return None;
         }
-        let at = PageAt {
-            region: handle.region.0,
-            index: u32::try_from(index).ok()?,
-        };
+        let at = PageAt { region: handle.region.0, index: u32::try_from(index).ok()? };
         Some((at, page.state))
     }
 
     /// Free pages of this size in regions that are cut for it.
     pub(crate) fn free_pages(&self, page_bytes: u64) -> u64 {
-        self.classes
-            .get(&page_bytes)
-            .map_or(0, |class| class.free_pages)
+        self.classes.get(&page_bytes).map_or(0, |class| class.free_pages)
     }
 
     /// An uncut region that at least one page of this size fits into.
@@ -263,19 +256,13 @@ impl Pages {
         let region = &mut self.regions[index as usize];
         let page = region.free.pop().unwrap_or_else(|| {
             let generation = Generation(0);
-            region.pages.push(Page {
-                generation,
-                state: PageState::Free,
-            });
+            region.pages.push(Page { generation, state: PageState::Free });
             // A region has fewer than 2^32 pages: it is at most 1 GiB, and a page at least 4 KiB.
             #[expect(clippy::cast_possible_truncation)]
             let last = (region.pages.len() - 1) as u32;
             last
         });
-        let at = PageAt {
-            region: index,
-            index: page,
-        };
+        let at = PageAt { region: index, index: page };
         region.pages[page as usize].generation = Generation(self.next_generation);
         self.next_generation += 1;
         self.set(at, PageState::Reserved(reservation));
@@ -320,27 +307,19 @@ impl Pages {
         let capacity = region.capacity();
         (region.pages, region.free, region.page_bytes) = (Vec::new(), Vec::new(), 0);
         self.uncut.insert(index);
-        let class = self
-            .classes
-            .get_mut(&page_bytes)
-            .expect("a cut region's size has a class");
+        let class = self.classes.get_mut(&page_bytes).expect("a cut region's size has a class");
         class.regions.remove(&index);
         class.open.remove(&index);
         class.free_pages -= capacity;
         if class.regions.is_empty() {
-            self.free_queues
-                .extend(class.queues.iter().map(|queue| queue.id));
+            self.free_queues.extend(class.queues.iter().map(|queue| queue.id));
             self.classes.remove(&page_bytes);
         }
     }
 
     /// The eviction queue for pages like `at` that `owner` wrote; `None` for writers without budget.
     pub(crate) fn queue_for(&mut self, at: PageAt, owner: Option<InstanceId>) -> QueueId {
-        let known = self
-            .class_mut(at)
-            .queues
-            .iter()
-            .find(|queue| queue.owner == owner);
+        let known = self.class_mut(at).queues.iter().find(|queue| queue.owner == owner);
         if let Some(queue) = known {
             return queue.id;
         }
@@ -348,34 +327,21 @@ impl Pages {
             self.queues_made += 1;
             QueueId(self.queues_made - 1)
         });
-        self.class_mut(at).queues.push(Queue {
-            owner,
-            id,
-            evictable: 0,
-        });
+        self.class_mut(at).queues.push(Queue { owner, id, evictable: 0 });
         id
     }
 
     /// The queue of a resident page.
     pub(crate) fn queue_mut(&mut self, at: PageAt, id: QueueId) -> &mut Queue {
         let queues = &mut self.class_mut(at).queues;
-        queues
-            .iter_mut()
-            .find(|queue| queue.id == id)
-            .expect("a queue lives while it has entries")
+        queues.iter_mut().find(|queue| queue.id == id).expect("a queue lives while it has entries")
     }
 
     /// Forgets the queues of an instance that has nothing in the pool.
     pub(crate) fn forget_owner(&mut self, owner: InstanceId) {
-        let Self {
-            classes,
-            free_queues,
-            ..
-        } = self;
+        let Self { classes, free_queues, .. } = self;
         for class in classes.values_mut() {
-            let gone = class
-                .queues
-                .extract_if(.., |queue| queue.owner == Some(owner));
+            let gone = class.queues.extract_if(.., |queue| queue.owner == Some(owner));
             free_queues.extend(gone.map(|queue| queue.id));
         }
     }
@@ -396,9 +362,7 @@ impl Pages {
         regions: impl Iterator<Item = &'a u32>,
         page_bytes: u64,
     ) -> u64 {
-        regions
-            .map(|region| self.regions[*region as usize].bytes / page_bytes)
-            .sum()
+        regions.map(|region| self.regions[*region as usize].bytes / page_bytes).sum()
     }
 
     /// Rounds a page size up to what pages are aligned to.

@@ -32,10 +32,7 @@ impl Directory {
     /// Lets time pass. What there is to clean up is cleaned up a bounded part at a time
     /// ([`crate::Config::work_per_tick`]), however much a session held, so nobody waits long.
     pub fn tick(&mut self, now: Millis) -> Tick {
-        let mut tick = Tick {
-            expired: self.end_overdue(now),
-            ..Tick::default()
-        };
+        let mut tick = Tick { expired: self.end_overdue(now), ..Tick::default() };
         let budget = self.config.work_per_tick;
         let mut work = budget;
         work -= self.drain_ended(now, work);
@@ -65,9 +62,7 @@ impl Directory {
         for (id, ending) in &overdue {
             self.end(now, *id, *ending);
         }
-        let expired = overdue
-            .iter()
-            .filter(|(_, ending)| *ending == Ending::Expired);
+        let expired = overdue.iter().filter(|(_, ending)| *ending == Ending::Expired);
         expired.map(|(id, _)| *id).collect()
     }
 
@@ -106,19 +101,15 @@ impl Directory {
         self.end(now, id, Ending::Dropped)
     }
 
-    /// The instance came back and writes no more to what its earlier session had reserved.
-    pub(crate) fn let_go(&mut self, id: SessionId, secret: Secret) {
-        let known = self.sessions.live.get(&id).map(|session| session.secret);
-        let known = known.or(self.sessions.quarantines.get(&id).map(|held| held.secret));
-        // Only of a session that is over: a live one aborts what it does not want.
-        let over = |phase| matches!(phase, Phase::Ended(_));
-        let over = self
-            .sessions
-            .live
-            .get(&id)
-            .is_none_or(|session| over(session.phase));
-        if known == Some(secret) && over {
-            self.writer_gone(id);
+    /// The instance came back and writes no more to what its earlier session had reserved. Only of
+    /// a session without a connection: one that has its own aborts what it does not want.
+    pub(crate) fn let_go(&mut self, now: Millis, id: SessionId, secret: Secret) {
+        let (known, connected) = match self.sessions.live.get(&id) {
+            Some(session) => (Some(session.secret), session.phase == Phase::Connected),
+            None => (self.sessions.quarantines.get(&id).map(|held| held.secret), false),
+        };
+        if known == Some(secret) && !connected {
+            self.writer_dead(now, id);
         }
     }
 
@@ -180,18 +171,8 @@ impl Directory {
             self.pages.set(page, PageState::Free);
         } else {
             let until = now + self.config.quarantine_ms;
-            let new = Quarantine {
-                secret,
-                instance,
-                pages: Vec::new(),
-                until,
-            };
-            self.sessions
-                .quarantines
-                .entry(id)
-                .or_insert(new)
-                .pages
-                .push(page);
+            let new = Quarantine { secret, instance, pages: Vec::new(), until };
+            self.sessions.quarantines.entry(id).or_insert(new).pages.push(page);
             self.pages.set(page, PageState::Quarantined);
             self.counters.quarantined += 1;
         }
@@ -250,22 +231,10 @@ mod tests {
     /// The sampled check went around some of the pages for ever and never came to the others.
     #[test]
     fn the_sampled_check_comes_around_to_every_page() {
-        let device = DeviceSpan {
-            offset: 0,
-            bytes: 4 << 20,
-            reserved: 0,
-        };
-        let memory = Geometry {
-            devices: vec![device],
-            region_bytes: 2 << 20,
-        };
+        let device = DeviceSpan { offset: 0, bytes: 4 << 20, reserved: 0 };
+        let memory = Geometry { devices: vec![device], region_bytes: 2 << 20 };
         let mut directory = Directory::new(Config::default(), &memory, Millis(0)).unwrap();
-        let hello = Hello {
-            instance: "a",
-            host: "h",
-            budget_bytes: 0,
-            resume: None,
-        };
+        let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
         let opened = directory.hello(Millis(0), &hello, Secret([1; 16])).unwrap();
         let names: Vec<String> = (0..64).map(|n| n.to_string()).collect();
         let keys = names.iter().map(|name| Key::new(name.as_bytes()).unwrap());

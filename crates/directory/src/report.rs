@@ -69,26 +69,16 @@ impl Directory {
 
     pub(crate) fn list(&self, now: Millis, prefix: &[u8], cursor: u64, limit: u32) -> EntryPage {
         let limit = limit.clamp(1, ROWS_MAX) as usize;
-        let start = usize::try_from(cursor)
-            .unwrap_or(usize::MAX)
-            .min(self.entries.end());
-        let end = start
-            .saturating_add(limit * LOOKS_PER_ROW)
-            .min(self.entries.end());
+        let start = usize::try_from(cursor).unwrap_or(usize::MAX).min(self.entries.end());
+        let end = start.saturating_add(limit * LOOKS_PER_ROW).min(self.entries.end());
         let mut entries = Vec::new();
         let mut next = start;
         while next < end && entries.len() < limit {
-            let entry = self
-                .entries
-                .at(next)
-                .filter(|entry| entry.key.starts_with(prefix));
+            let entry = self.entries.at(next).filter(|entry| entry.key.starts_with(prefix));
             entries.extend(entry.and_then(|entry| self.entry_info(now, entry)));
             next += 1;
         }
-        EntryPage {
-            entries,
-            next: (next < self.entries.end()).then_some(next as u64),
-        }
+        EntryPage { entries, next: (next < self.entries.end()).then_some(next as u64) }
     }
 
     fn entry_info(&self, now: Millis, entry: &Entry) -> Option<EntryInfo> {
@@ -132,23 +122,13 @@ impl Directory {
             if let Some((entry, held)) = session.pins.get_index(row) {
                 let entry = self.entries.get(*entry);
                 let location = self.location(&entry.resident?);
-                (
-                    HoldingKind::Pin { count: held.count },
-                    entry,
-                    location,
-                    held.since,
-                )
+                (HoldingKind::Pin { count: held.count }, entry, location, held.since)
             } else {
                 let reservation = session.reservations.get_index(row - session.pins.len())?;
                 let held = self.sessions.reservation(*reservation);
                 let bytes = self.pages.page_bytes(held.page);
                 let location = Location::new(self.pages.handle(held.page), bytes);
-                (
-                    HoldingKind::Reservation,
-                    self.entries.get(held.entry),
-                    location,
-                    held.since,
-                )
+                (HoldingKind::Reservation, self.entries.get(held.entry), location, held.since)
             };
         Some(HolderInfo {
             session: id,

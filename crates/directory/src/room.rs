@@ -1,10 +1,9 @@
 //! Making room: where the pages of a reserve come from.
 //!
 //! In this order: free pages of the size; an uncut region; the coldest entry of the size; a whole
-//! region of another size whose entries have been idle for clearly longer. The last is how memory
-//! moves between models: like memcached's slab automover, it compares the ages of the coldest
-//! entries, and takes from the size whose coldest is older by a quarter, so that two sizes of equal
-//! use do not take regions from each other in turn.
+//! region of another size that has been idle for clearly longer than that entry. The last is how
+//! memory moves between models. As in memcached's slab automover, ages decide, and by a margin of a
+//! quarter, so that two sizes of equal use do not take regions from each other in turn.
 
 use maru_protocol::{ReserveOutcome, SessionId};
 
@@ -35,10 +34,7 @@ impl Directory {
         if wanted == 0 {
             return Ok(());
         }
-        let instance = self
-            .sessions
-            .instance_of(id)
-            .ok_or(ReserveOutcome::OutOfMemory)?;
+        let instance = self.sessions.instance_of(id).ok_or(ReserveOutcome::OutOfMemory)?;
         let excess = self.over_budget(instance, page_bytes * wanted)?;
         if self.pages.free_pages(page_bytes) < wanted && !self.could_free(page_bytes, wanted) {
             return Err(ReserveOutcome::OutOfMemory);
@@ -64,19 +60,11 @@ impl Directory {
         let classes = self.pages.classes.iter();
         let evictable: u64 = classes
             .flat_map(|(size, class)| {
-                class
-                    .queues
-                    .iter()
-                    .filter(own)
-                    .map(move |queue| (size, queue))
+                class.queues.iter().filter(own).map(move |queue| (size, queue))
             })
             .map(|(size, queue)| size * queue.evictable)
             .sum();
-        if evictable >= excess {
-            Ok(excess)
-        } else {
-            Err(ReserveOutcome::OverBudget)
-        }
+        if evictable >= excess { Ok(excess) } else { Err(ReserveOutcome::OverBudget) }
     }
 
     /// Evicts the instance's own coldest entries of any size until `excess` bytes are free.
@@ -106,10 +94,7 @@ impl Directory {
                 break;
             }
             if *size != page_bytes {
-                let vacatable = class
-                    .regions
-                    .iter()
-                    .filter(|index| self.can_vacate(**index));
+                let vacatable = class.regions.iter().filter(|index| self.can_vacate(**index));
                 possible += self.pages.pages_in(vacatable, page_bytes);
             }
         }
@@ -127,7 +112,7 @@ impl Directory {
             return true;
         }
         let own = self.coldest(page_bytes, |_| true);
-        let other = self.coldest_region_of_others(page_bytes);
+        let other = self.idlest_region_of_others(page_bytes);
         match (own, other) {
             (Some((entry, touched)), Some((_, other_touched)))
                 if (now - other_touched) * 4 <= (now - touched) * 5 =>
@@ -156,23 +141,15 @@ impl Directory {
             .min_by_key(|(_, touched)| *touched)
     }
 
-    /// Of the other sizes, the one whose coldest entry is the coldest and that has a region which
-    /// eviction would empty; and of that size's, the region longest unused.
-    fn coldest_region_of_others(&self, page_bytes: u64) -> Option<(u32, Millis)> {
-        self.pages
-            .classes
-            .iter()
-            .filter(|(size, _)| **size != page_bytes)
-            .filter_map(|(size, class)| {
-                let (_, touched) = self.coldest(*size, |_| true)?;
-                let fits = |index: &&u32| {
-                    let region = &self.pages.regions[**index as usize];
-                    region.can_be_vacated() && region.bytes >= page_bytes
-                };
-                let unused = |index: &&u32| self.pages.regions[**index as usize].touched;
-                let region = class.regions.iter().filter(fits).min_by_key(unused)?;
-                Some((*region, touched))
-            })
+    /// The region of another size that eviction would empty and that is unused for longest, with
+    /// when its hottest entry was last used.
+    fn idlest_region_of_others(&self, page_bytes: u64) -> Option<(u32, Millis)> {
+        let others = self.pages.classes.iter().filter(|(size, _)| **size != page_bytes);
+        others
+            .flat_map(|(_, class)| &class.regions)
+            .map(|index| (*index, &self.pages.regions[*index as usize]))
+            .filter(|(_, region)| region.can_be_vacated() && region.bytes >= page_bytes)
+            .map(|(index, region)| (index, region.touched))
             .min_by_key(|(_, touched)| *touched)
     }
 
@@ -209,10 +186,8 @@ impl Directory {
             let bytes = u128::from(self.pages.capacity_bytes) * u128::from(permille) / 1000;
             u64::try_from(bytes).unwrap_or(u64::MAX)
         };
-        let (high, low) = (
-            share(self.config.watermark_high_permille),
-            share(self.config.watermark_low_permille),
-        );
+        let (high, low) =
+            (share(self.config.watermark_high_permille), share(self.config.watermark_low_permille));
         self.evicting |= self.pages.tally_bytes.used() > high;
         if !self.evicting {
             return 0;

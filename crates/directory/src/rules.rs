@@ -51,14 +51,7 @@ pub struct Violation {
 type Checked = Result<(), Violation>;
 
 fn holds(rule: Rule, ok: bool, detail: impl FnOnce() -> String) -> Checked {
-    if ok {
-        Ok(())
-    } else {
-        Err(Violation {
-            rule,
-            detail: detail(),
-        })
-    }
+    if ok { Ok(()) } else { Err(Violation { rule, detail: detail() }) }
 }
 
 /// Checks every rule about a state on everything there is.
@@ -152,14 +145,10 @@ fn one_state_a_page(directory: &Directory, at: PageAt) -> Checked {
         }
         PageState::Resident(id) => {
             let entry = directory.entries.at(id.index());
-            entry
-                .and_then(|entry| entry.resident)
-                .is_some_and(|resident| resident.page == at)
+            entry.and_then(|entry| entry.resident).is_some_and(|resident| resident.page == at)
         }
     };
-    holds(Rule::OneStateAPage, agreed, || {
-        format!("page {at:?} is {state:?}, its owner disagrees")
-    })
+    holds(Rule::OneStateAPage, agreed, || format!("page {at:?} is {state:?}, its owner disagrees"))
 }
 
 /// Rule 1: a region's tally is what its pages say.
@@ -188,10 +177,7 @@ fn states_are_counted(directory: &Directory, index: u32) -> Checked {
         && free == region.free.len()
         && free == distinct.len();
     holds(Rule::OneStateAPage, agreed, || {
-        format!(
-            "region {index} counts {:?}, its pages are {tally:?} and {free} free",
-            region.tally
-        )
+        format!("region {index} counts {:?}, its pages are {tally:?} and {free} free", region.tally)
     })
 }
 
@@ -206,10 +192,7 @@ fn states_sum_to_the_capacity(directory: &Directory) -> Checked {
     let lost = directory.stats(Millis::default()).lost_bytes();
     let agreed = tally == directory.pages.tally && lost == 0;
     holds(Rule::OneStateAPage, agreed, || {
-        format!(
-            "regions hold {tally:?}, the pool {:?}; {lost} bytes lost",
-            directory.pages.tally
-        )
+        format!("regions hold {tally:?}, the pool {:?}; {lost} bytes lost", directory.pages.tally)
     })
 }
 
@@ -218,29 +201,16 @@ fn visible_is_committed(directory: &Directory, id: EntryId) -> Checked {
     let entry = directory.entries.get(id);
     let Some(resident) = entry.resident else {
         let writers = directory.writers(entry.writers).count();
-        holds(Rule::PinnedStays, entry.pins == 0, || {
-            format!("{id:?} has pins and no page")
-        })?;
-        return holds(Rule::OneStateAPage, writers > 0, || {
-            format!("{id:?} has neither")
-        });
+        holds(Rule::PinnedStays, entry.pins == 0, || format!("{id:?} has pins and no page"))?;
+        return holds(Rule::OneStateAPage, writers > 0, || format!("{id:?} has neither"));
     };
     let state = directory.pages.get(resident.page).state;
-    holds(
-        Rule::NothingUnfinishedIsVisible,
-        state == PageState::Resident(id),
-        || {
-            format!(
-                "{id:?} resolves to page {:?}, which is {state:?}",
-                resident.page
-            )
-        },
-    )?;
+    holds(Rule::NothingUnfinishedIsVisible, state == PageState::Resident(id), || {
+        format!("{id:?} resolves to page {:?}, which is {state:?}", resident.page)
+    })?;
     let length = u64::from(resident.length);
     let fits = (1..=directory.pages.page_bytes(resident.page)).contains(&length);
-    holds(Rule::NothingUnfinishedIsVisible, fits, || {
-        format!("{id:?} has length {length}")
-    })
+    holds(Rule::NothingUnfinishedIsVisible, fits, || format!("{id:?} has length {length}"))
 }
 
 /// Rule 2: the table finds each entry by its key, and nothing else.
@@ -250,9 +220,7 @@ fn every_key_is_found(directory: &Directory) -> Checked {
         maru_protocol::Key::new(&entry.key).is_ok_and(|key| entries.find(key) == Some(id))
     };
     let all = entries.iter().all(found) && entries.len() == entries.table_len();
-    holds(Rule::NothingUnfinishedIsVisible, all, || {
-        "the table does not match the entries".into()
-    })
+    holds(Rule::NothingUnfinishedIsVisible, all, || "the table does not match the entries".into())
 }
 
 /// Rule 4: an entry's pin count is the sum of the sessions' own counts.
@@ -273,14 +241,8 @@ fn replies_are_bounded(directory: &Directory, id: SessionId) -> Checked {
     };
     let replies = &session.replies;
     let bounded = replies.kept.len() <= directory.config.window as usize
-        && replies
-            .kept
-            .keys()
-            .next()
-            .is_none_or(|first| *first > replies.floor);
-    holds(Rule::Once, bounded, || {
-        format!("session {id} is owed {} replies", replies.kept.len())
-    })
+        && replies.kept.keys().next().is_none_or(|first| *first > replies.floor);
+    holds(Rule::Once, bounded, || format!("session {id} is owed {} replies", replies.kept.len()))
 }
 
 /// Rule 6: a session that ended holds nothing a second after its connection was gone.
@@ -293,31 +255,16 @@ fn the_dead_hold_nothing(directory: &Directory, now: Millis, id: SessionId) -> C
     };
     let in_time = now - since <= 1000 - directory.config.resume_ms || session.holdings() == 0;
     holds(Rule::TheDeadAreCleanedUpAfter, in_time, || {
-        format!(
-            "session {id} ended {} ms ago and holds {}",
-            now - since,
-            session.holdings()
-        )
+        format!("session {id} ended {} ms ago and holds {}", now - since, session.holdings())
     })
 }
 
 /// Rule 7: a page in quarantine is in no other state, and its writer is over.
 fn quarantined_pages_are_kept(directory: &Directory, id: SessionId) -> Checked {
-    let over = directory
-        .sessions
-        .live
-        .get(&id)
-        .is_none_or(|s| matches!(s.phase, Phase::Ended(_)));
+    let over = directory.sessions.live.get(&id).is_none_or(|s| matches!(s.phase, Phase::Ended(_)));
     let pages = &directory.sessions.quarantines[&id].pages;
-    let kept = pages
-        .iter()
-        .all(|at| directory.pages.get(*at).state == PageState::Quarantined);
-    let total: usize = directory
-        .sessions
-        .quarantines
-        .values()
-        .map(|held| held.pages.len())
-        .sum();
+    let kept = pages.iter().all(|at| directory.pages.get(*at).state == PageState::Quarantined);
+    let total: usize = directory.sessions.quarantines.values().map(|held| held.pages.len()).sum();
     let counted = total as u64 == directory.pages.tally.quarantined;
     holds(Rule::NoLateWriter, over && kept && counted, || {
         format!("the quarantine of session {id} is broken: over {over}, kept {kept}, {total} pages")
@@ -328,25 +275,15 @@ fn quarantined_pages_are_kept(directory: &Directory, id: SessionId) -> Checked {
 fn generations_are_in_the_past(directory: &Directory, at: PageAt) -> Checked {
     let generation = directory.pages.get(at).generation;
     let past = generation.0 < directory.pages.next_generation();
-    holds(Rule::StaleHandlesAreRefused, past, || {
-        format!("page {at:?} is of {generation:?}")
-    })
+    holds(Rule::StaleHandlesAreRefused, past, || format!("page {at:?} is of {generation:?}"))
 }
 
 /// Rule 8: no two pages have the same generation.
 fn generations_differ(directory: &Directory) -> Checked {
     let mut seen = BTreeSet::new();
-    let pages = directory
-        .pages
-        .regions
-        .iter()
-        .flat_map(|region| &region.pages);
-    let twice = pages
-        .map(|page| page.generation)
-        .find(|generation| !seen.insert(*generation));
-    holds(Rule::StaleHandlesAreRefused, twice.is_none(), || {
-        format!("{twice:?} is on two pages")
-    })
+    let pages = directory.pages.regions.iter().flat_map(|region| &region.pages);
+    let twice = pages.map(|page| page.generation).find(|generation| !seen.insert(*generation));
+    holds(Rule::StaleHandlesAreRefused, twice.is_none(), || format!("{twice:?} is on two pages"))
 }
 
 /// What instances are charged with is what their pages cost, so budgets hold and come back.
@@ -360,30 +297,21 @@ fn charges_are_what_pages_cost(directory: &Directory) -> Checked {
         *cost.entry(instance.0 as usize).or_default() +=
             directory.pages.page_bytes(reservation.page);
     }
-    for resident in directory
-        .entries
-        .iter()
-        .filter_map(|(_, entry)| entry.resident)
-    {
+    for resident in directory.entries.iter().filter_map(|(_, entry)| entry.resident) {
         *cost.entry(resident.writer.0 as usize).or_default() +=
             directory.pages.page_bytes(resident.page);
     }
     for quarantine in sessions.quarantines.values() {
-        *cost.entry(quarantine.instance.0 as usize).or_default() += quarantine
-            .pages
-            .iter()
-            .map(|at| directory.pages.page_bytes(*at))
-            .sum::<u64>();
+        *cost.entry(quarantine.instance.0 as usize).or_default() +=
+            quarantine.pages.iter().map(|at| directory.pages.page_bytes(*at)).sum::<u64>();
     }
     let charged = |(index, instance): (usize, &crate::sessions::Instance)| {
         instance.charged_bytes == cost.get(&index).copied().unwrap_or(0)
     };
     let known = cost.keys().all(|index| sessions.instances.contains(*index));
-    holds(
-        Rule::OneStateAPage,
-        known && sessions.instances.iter().all(charged),
-        || format!("pages cost {cost:?}, which is not what the instances are charged with"),
-    )
+    holds(Rule::OneStateAPage, known && sessions.instances.iter().all(charged), || {
+        format!("pages cost {cost:?}, which is not what the instances are charged with")
+    })
 }
 
 /// Who has a page.
@@ -438,20 +366,11 @@ impl Snapshot {
         }
         let entries = directory.entries.iter().filter_map(|(id, entry)| {
             let resident = entry.resident?;
-            Some((
-                key(id),
-                (pages.handle(resident.page), entry.pins, resident.touched),
-            ))
+            Some((key(id), (pages.handle(resident.page), entry.pins, resident.touched)))
         });
-        let live = sessions
-            .live
-            .iter()
-            .filter(|(_, s)| !matches!(s.phase, Phase::Ended(_)));
+        let live = sessions.live.iter().filter(|(_, s)| !matches!(s.phase, Phase::Ended(_)));
         let pins = live.flat_map(|(id, session)| {
-            session
-                .pins
-                .iter()
-                .map(|(entry, held)| ((*id, key(*entry)), held.count))
+            session.pins.iter().map(|(entry, held)| ((*id, key(*entry)), held.count))
         });
         let queues = pages.classes.values().flat_map(|class| &class.queues);
         Self {
@@ -459,9 +378,7 @@ impl Snapshot {
             entries: entries.collect(),
             pins: pins.collect(),
             next_generation: pages.next_generation(),
-            coldest: queues
-                .map(|queue| directory.policy.coldest(queue.id))
-                .collect(),
+            coldest: queues.map(|queue| directory.policy.coldest(queue.id)).collect(),
         }
     }
 }
@@ -491,9 +408,7 @@ pub fn check_step(step: &Step<'_>) -> Checked {
 
 /// Rules 5 and 10: a replayed request, and one that only looks, change nothing at all.
 pub fn nothing_changed(rule: Rule, before: &Snapshot, after: &Snapshot) -> Checked {
-    holds(rule, before == after, || {
-        format!("{before:?} became {after:?}")
-    })
+    holds(rule, before == after, || format!("{before:?} became {after:?}"))
 }
 
 /// Rule 3: what a session pins before and after a step lies where it lay.
@@ -502,24 +417,19 @@ fn pinned_stays(step: &Step<'_>) -> Checked {
         let kept = step.after.pins.contains_key(&(*session, key.clone()));
         let handle = |snapshot: &Snapshot| snapshot.entries.get(key).map(|(handle, ..)| *handle);
         let stays = !kept || handle(step.before) == handle(step.after);
-        holds(Rule::PinnedStays, stays, || {
-            format!("{key:?}, pinned by {session}, moved")
-        })?;
+        holds(Rule::PinnedStays, stays, || format!("{key:?}, pinned by {session}, moved"))?;
     }
     Ok(())
 }
 
-/// Rule 4: the pins of a session that goes on get fewer only by its own request.
+/// Rule 4: the pins of a session get fewer only by its own request, or by its end: as time passes, or
+/// because its instance let go of it.
 fn only_owners_release(step: &Step<'_>) -> Checked {
     for ((session, key), count) in &step.before.pins {
-        let after = step
-            .after
-            .pins
-            .get(&(*session, key.clone()))
-            .copied()
-            .unwrap_or(0);
+        let after = step.after.pins.get(&(*session, key.clone())).copied().unwrap_or(0);
         let over = !step.after.pins.keys().any(|(other, _)| other == session);
-        let own = step.actor == Some(*session) || (step.actor.is_none() && over);
+        let ended = over && (step.actor.is_none() || step.gone.contains(session));
+        let own = step.actor == Some(*session) || ended;
         holds(Rule::PinsHaveOwners, after >= *count || own, || {
             format!("{session} lost pins on {key:?} to {:?}", step.actor)
         })?;
@@ -548,10 +458,7 @@ fn no_late_writer(step: &Step<'_>) -> Checked {
             }
         };
         holds(Rule::NoLateWriter, allowed, || {
-            format!(
-                "page {at:?} went from {owner:?} to {after:?} in a step of {:?}",
-                step.actor
-            )
+            format!("page {at:?} went from {owner:?} to {after:?} in a step of {:?}", step.actor)
         })?;
     }
     Ok(())

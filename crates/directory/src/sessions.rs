@@ -128,10 +128,7 @@ impl Replies {
         if let Some(result) = self.kept.get(&seq) {
             Seen::Answered(result)
         } else if seq <= self.floor {
-            Seen::Refused(Refusal::AlreadyAcknowledged {
-                seq,
-                floor: self.floor.saturating_add(1),
-            })
+            Seen::Refused(Refusal::AlreadyAcknowledged { seq, floor: self.floor.saturating_add(1) })
         } else if self.kept.len() >= window as usize {
             Seen::Refused(Refusal::WindowFull { window })
         } else {
@@ -183,10 +180,7 @@ impl Sessions {
 
     /// The instance with this name, made if it is new.
     pub(crate) fn instance_named(&mut self, name: &str) -> InstanceId {
-        let known = self
-            .instances
-            .iter()
-            .find(|(_, instance)| instance.name == name);
+        let known = self.instances.iter().find(|(_, instance)| instance.name == name);
         let index = match known {
             Some((index, _)) => index,
             None => self.instances.insert(Instance {

@@ -77,12 +77,9 @@ fn create_file(path: &Path, place: &Place, bytes: u64) -> Result<Device, DeviceE
 /// Gives a locked file or device its size and its header.
 fn fill(file: File, path: &Path, place: &Place, bytes: u64) -> Result<Device, DeviceError> {
     if place.kind != DeviceKind::DevDax {
-        file.set_len(bytes)
-            .map_err(DeviceError::io("set the size of", path))?;
+        file.set_len(bytes).map_err(DeviceError::io("set the size of", path))?;
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let header = Header {
         uuid: Uuid::new_v4(),
         device_bytes: bytes,
@@ -92,8 +89,7 @@ fn fill(file: File, path: &Path, place: &Place, bytes: u64) -> Result<Device, De
     write_first(&file, place.alignment, &header.encode()).map_err(write)?;
     if place.kind == DeviceKind::File {
         // The only kind that outlives a power failure; the others have no cache to write back.
-        file.sync_all()
-            .map_err(DeviceError::io("write back the header of", path))?;
+        file.sync_all().map_err(DeviceError::io("write back the header of", path))?;
     }
     Ok(Device::new(file, path, place, header))
 }
@@ -102,35 +98,19 @@ fn fill(file: File, path: &Path, place: &Place, bytes: u64) -> Result<Device, De
 fn checked_size(spec: &DeviceSpec, place: &Place) -> Result<u64, DeviceError> {
     let path = || spec.path.clone();
     let there = (place.bytes > 0).then_some(place.bytes);
-    let asked = spec
-        .bytes
-        .or(there)
-        .ok_or_else(|| DeviceError::SizeMissing { path: path() })?;
+    let asked = spec.bytes.or(there).ok_or_else(|| DeviceError::SizeMissing { path: path() })?;
     let least = MIN_DEVICE_BYTES.next_multiple_of(place.alignment);
     if asked < least {
-        return Err(DeviceError::TooSmall {
-            path: path(),
-            asked,
-            least,
-        });
+        return Err(DeviceError::TooSmall { path: path(), asked, least });
     }
     if !asked.is_multiple_of(place.alignment) {
-        return Err(DeviceError::Misaligned {
-            path: path(),
-            asked,
-            alignment: place.alignment,
-        });
+        return Err(DeviceError::Misaligned { path: path(), asked, alignment: place.alignment });
     }
     if asked > place.available {
         // Rounded to what could be asked for instead.
         let unit = place.alignment.max(1 << 20);
         let available = place.available / unit * unit;
-        return Err(DeviceError::TooLarge {
-            path: path(),
-            asked,
-            available,
-            of: place.limited_by,
-        });
+        return Err(DeviceError::TooLarge { path: path(), asked, available, of: place.limited_by });
     }
     Ok(asked)
 }
@@ -149,14 +129,10 @@ fn is_blank(file: &File, path: &Path, place: &Place) -> Result<bool, DeviceError
 fn already_there(file: &File, path: &Path, place: &Place) -> DeviceError {
     let path = path.to_owned();
     match read_header(file, &path, place) {
-        Ok(header) => DeviceError::AlreadyAPool {
-            path,
-            uuid: header.uuid,
-        },
-        Err(DeviceError::Header {
-            reason: HeaderError::NotAPool,
-            ..
-        }) => DeviceError::NotEmpty { path },
+        Ok(header) => DeviceError::AlreadyAPool { path, uuid: header.uuid },
+        Err(DeviceError::Header { reason: HeaderError::NotAPool, .. }) => {
+            DeviceError::NotEmpty { path }
+        }
         Err(error) => error,
     }
 }
@@ -164,9 +140,7 @@ fn already_there(file: &File, path: &Path, place: &Place) -> DeviceError {
 /// The directory that a new file at `path` would be in; only to be asked, so permission to read it
 /// is not needed.
 fn directory_of(path: &Path) -> Result<File, DeviceError> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     OpenOptions::new()
@@ -181,28 +155,17 @@ mod tests {
     use super::*;
 
     fn spec(path: &Path, bytes: u64) -> DeviceSpec {
-        DeviceSpec {
-            path: path.to_owned(),
-            bytes: Some(bytes),
-        }
+        DeviceSpec { path: path.to_owned(), bytes: Some(bytes) }
     }
 
     #[test]
     fn no_more_than_the_memory_of_this_host() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let host = Host {
-            meminfo: dir.path().join("meminfo"),
-            ..Host::default()
-        };
+        let host = Host { meminfo: dir.path().join("meminfo"), ..Host::default() };
         fs::write(&host.meminfo, "MemAvailable: 8199 kB\n").unwrap();
         let path = dir.path().join("pool");
         let error = create_on(&host, &spec(&path, 16 << 20), IfExists::Overwrite).unwrap_err();
-        let DeviceError::TooLarge {
-            asked, available, ..
-        } = error
-        else {
-            panic!("{error}")
-        };
+        let DeviceError::TooLarge { asked, available, .. } = error else { panic!("{error}") };
         assert_eq!((asked, available), (16 << 20, 8 << 20));
         assert!(!path.exists());
 
@@ -217,21 +180,9 @@ mod tests {
         let path = dir.path().join("pool");
         let file = directory_of(&path).unwrap();
         let place = Host::default().new_file_place(&path, &file).unwrap();
-        let unmappable = Place {
-            alignment: 1 << 62,
-            ..place
-        };
+        let unmappable = Place { alignment: 1 << 62, ..place };
         let error = create_file(&path, &unmappable, 4 << 20).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                DeviceError::Io {
-                    action: "write the header of",
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, DeviceError::Io { action: "write the header of", .. }), "{error}");
         assert!(!path.exists());
     }
 }

@@ -81,11 +81,7 @@ impl Device {
         let device = Self::from_parts(file, path, &place)?;
         let found = device.uuid();
         if found != expected {
-            return Err(DeviceError::WrongIdentity {
-                path: path.to_owned(),
-                expected,
-                found,
-            });
+            return Err(DeviceError::WrongIdentity { path: path.to_owned(), expected, found });
         }
         Ok(device)
     }
@@ -97,13 +93,7 @@ impl Device {
 
     pub(crate) fn new(file: File, path: &Path, place: &Place, header: Header) -> Self {
         let (path, kind, alignment) = (path.to_owned(), place.kind, place.alignment);
-        Self {
-            file,
-            path,
-            kind,
-            alignment,
-            header,
-        }
+        Self { file, path, kind, alignment, header }
     }
 
     /// Where it was opened.
@@ -172,10 +162,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Identity, DeviceError> {
 }
 
 pub(crate) fn read_header(file: &File, path: &Path, place: &Place) -> Result<Header, DeviceError> {
-    let refuse = |reason| DeviceError::Header {
-        path: path.to_owned(),
-        reason,
-    };
+    let refuse = |reason| DeviceError::Header { path: path.to_owned(), reason };
     // Beyond the end of a file a load would fault.
     if place.bytes < HEADER_LEN as u64 {
         return Err(refuse(HeaderError::NotAPool));
@@ -185,18 +172,11 @@ pub(crate) fn read_header(file: &File, path: &Path, place: &Place) -> Result<Hea
     let header = Header::decode(&bytes).map_err(refuse)?;
     let (asked, alignment) = (header.device_bytes, place.alignment);
     if asked > place.bytes {
-        return Err(refuse(HeaderError::Truncated {
-            header_says: asked,
-            file_has: place.bytes,
-        }));
+        return Err(refuse(HeaderError::Truncated { header_says: asked, file_has: place.bytes }));
     }
     // A file copied from a disk to hugetlbfs, or a DAX device that was configured anew.
     if !asked.is_multiple_of(alignment) {
-        return Err(DeviceError::Misaligned {
-            path: path.to_owned(),
-            asked,
-            alignment,
-        });
+        return Err(DeviceError::Misaligned { path: path.to_owned(), asked, alignment });
     }
     Ok(header)
 }
@@ -211,29 +191,19 @@ pub(crate) fn options(access: Access) -> OpenOptions {
     // Links could lead a privileged server anywhere; a FIFO must not make the open wait.
     let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(access == Access::ReadWrite)
-        .custom_flags(flags.bits().cast_signed());
+    options.read(true).write(access == Access::ReadWrite).custom_flags(flags.bits().cast_signed());
     options
 }
 
 fn open(host: &Host, path: &Path, access: Access) -> Result<(File, Place), DeviceError> {
-    let not_a_device = |found| DeviceError::NotADevice {
-        path: path.to_owned(),
-        found,
-    };
-    let file = options(access)
-        .open(path)
-        .map_err(|error| match Errno::from_io_error(&error) {
-            Some(Errno::NOENT) => DeviceError::NotFound {
-                path: path.to_owned(),
-            },
-            Some(Errno::LOOP) => not_a_device("a symbolic link"),
-            Some(Errno::ISDIR) => not_a_device("a directory"),
-            Some(Errno::NXIO) => not_a_device("a special file"),
-            _ => DeviceError::io("open", path)(error),
-        })?;
+    let not_a_device = |found| DeviceError::NotADevice { path: path.to_owned(), found };
+    let file = options(access).open(path).map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NOENT) => DeviceError::NotFound { path: path.to_owned() },
+        Some(Errno::LOOP) => not_a_device("a symbolic link"),
+        Some(Errno::ISDIR) => not_a_device("a directory"),
+        Some(Errno::NXIO) => not_a_device("a special file"),
+        _ => DeviceError::io("open", path)(error),
+    })?;
     let place = host.place(path, &file)?;
     Ok((file, place))
 }
@@ -252,9 +222,7 @@ pub(crate) fn lock(file: &File, path: &Path) -> Result<(), DeviceError> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
-            return Err(DeviceError::InUse {
-                path: path.to_owned(),
-            });
+            return Err(DeviceError::InUse { path: path.to_owned() });
         }
         Err(error) => return Err(DeviceError::io("lock", path)(error)),
     }
@@ -262,9 +230,7 @@ pub(crate) fn lock(file: &File, path: &Path) -> Result<(), DeviceError> {
     // more.
     let metadata = file.metadata().map_err(DeviceError::io("look at", path))?;
     if metadata.nlink() == 0 {
-        return Err(DeviceError::Replaced {
-            path: path.to_owned(),
-        });
+        return Err(DeviceError::Replaced { path: path.to_owned() });
     }
     Ok(())
 }
@@ -282,26 +248,17 @@ mod tests {
         fs::write(&path, "old").unwrap();
         let (file, _) = open(&Host::default(), &path, Access::ReadWrite).unwrap();
         fs::remove_file(&path).unwrap();
-        assert!(matches!(
-            lock(&file, &path),
-            Err(DeviceError::Replaced { .. })
-        ));
+        assert!(matches!(lock(&file, &path), Err(DeviceError::Replaced { .. })));
     }
 
     #[test]
     fn an_alignment_that_does_not_suit_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pool");
-        let spec = DeviceSpec {
-            path: path.clone(),
-            bytes: Some(5 << 20),
-        };
+        let spec = DeviceSpec { path: path.clone(), bytes: Some(5 << 20) };
         let device = Device::create(&spec, IfExists::Refuse).unwrap();
         let (file, place) = open(&Host::default(), &path, Access::ReadWrite).unwrap();
-        let huge = Place {
-            alignment: 2 << 20,
-            ..place
-        };
+        let huge = Place { alignment: 2 << 20, ..place };
         let error = Device::from_parts(file, &path, &huge).unwrap_err();
         assert!(matches!(error, DeviceError::Misaligned { asked, .. } if asked == device.bytes()));
     }

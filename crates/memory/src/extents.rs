@@ -21,10 +21,7 @@ impl Extents {
 
     /// Adds an extent, or says which one it runs into.
     pub(crate) fn insert(&mut self, offset: u64, len: u64) -> Result<(), (u64, u64)> {
-        debug_assert!(
-            len > 0,
-            "an empty extent would replace the one that starts there"
-        );
+        debug_assert!(len > 0, "an empty extent would replace the one that starts there");
         if let Some(other) = self.overlapping(offset, len) {
             return Err(other);
         }

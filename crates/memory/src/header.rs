@@ -128,19 +128,10 @@ impl Header {
             return Err(HeaderError::WrongVersion { found, supported });
         }
         let checks = [
-            (
-                layout.checksum == layout.computed_checksum(),
-                "its checksum does not match",
-            ),
+            (layout.checksum == layout.computed_checksum(), "its checksum does not match"),
             (layout.len == 64, "its length is not 64"),
-            (
-                layout.data_start == DATA_START,
-                "its pages do not start at 2 MiB",
-            ),
-            (
-                layout.device_bytes > DATA_START,
-                "its size leaves no room for pages",
-            ),
+            (layout.data_start == DATA_START, "its pages do not start at 2 MiB"),
+            (layout.device_bytes > DATA_START, "its size leaves no room for pages"),
         ];
         if let Some((_, what)) = checks.into_iter().find(|(holds, _)| !holds) {
             return Err(HeaderError::Corrupt { what });
@@ -167,11 +158,7 @@ mod tests {
     use super::*;
 
     fn example() -> Header {
-        Header {
-            uuid: Uuid::from_u128(0x1234_5678),
-            device_bytes: 8 << 20,
-            created_unix_ms: 99,
-        }
+        Header { uuid: Uuid::from_u128(0x1234_5678), device_bytes: 8 << 20, created_unix_ms: 99 }
     }
 
     /// The example with one field changed and the checksum put right.
@@ -187,10 +174,7 @@ mod tests {
         let bytes = example().encode();
         assert_eq!(&bytes[0..8], b"MARUPOOL");
         assert_eq!(bytes[8..16], [1, 0, 0, 0, 64, 0, 0, 0]);
-        assert_eq!(
-            bytes[16..32],
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34, 0x56, 0x78]
-        );
+        assert_eq!(bytes[16..32], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34, 0x56, 0x78]);
         assert_eq!(bytes[32..40], [0, 0, 0x80, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[40..48], [0, 0, 0x20, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[48..60], [99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -204,10 +188,7 @@ mod tests {
         assert_eq!(decode([0; HEADER_LEN]), HeaderError::NotAPool);
         assert_eq!(
             decode(forged(|layout| layout.version = 2.into())),
-            HeaderError::WrongVersion {
-                found: 2,
-                supported: 1
-            }
+            HeaderError::WrongVersion { found: 2, supported: 1 }
         );
         for bytes in [
             forged(|layout| layout.len = 128.into()),

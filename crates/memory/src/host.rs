@@ -60,10 +60,7 @@ pub(crate) struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        Self {
-            sys: PathBuf::from("/sys"),
-            meminfo: PathBuf::from("/proc/meminfo"),
-        }
+        Self { sys: PathBuf::from("/sys"), meminfo: PathBuf::from("/proc/meminfo") }
     }
 }
 
@@ -75,24 +72,13 @@ impl Host {
             return self.dax_place(path, metadata.rdev());
         }
         if !metadata.is_file() {
-            let found = if metadata.is_dir() {
-                "a directory"
-            } else {
-                "a special file"
-            };
-            return Err(DeviceError::NotADevice {
-                path: path.to_owned(),
-                found,
-            });
+            let found = if metadata.is_dir() { "a directory" } else { "a special file" };
+            return Err(DeviceError::NotADevice { path: path.to_owned(), found });
         }
         let empty = self.new_file_place(path, file)?;
         // What the file occupies now can be used again. st_blocks counts in 512 bytes always.
         let available = empty.available.saturating_add(metadata.blocks() * 512);
-        Ok(Place {
-            bytes: metadata.len(),
-            available,
-            ..empty
-        })
+        Ok(Place { bytes: metadata.len(), available, ..empty })
     }
 
     /// What a file made in the open directory `directory` would be; `path` is the file's own.
@@ -115,30 +101,16 @@ impl Host {
         Ok(match kind {
             HUGETLBFS => {
                 // Its statvfs counts nothing unless it was mounted with a size.
-                let available = self
-                    .free_huge_pages(room.f_bsize)?
-                    .saturating_mul(room.f_bsize);
+                let available = self.free_huge_pages(room.f_bsize)?.saturating_mul(room.f_bsize);
                 let limited_by =
                     "free huge pages (/proc/sys/vm/nr_hugepages sets how many there are)";
-                Place {
-                    alignment: room.f_bsize,
-                    available,
-                    limited_by,
-                    ..disk
-                }
+                Place { alignment: room.f_bsize, available, limited_by, ..disk }
             }
             TMPFS => {
                 let memory = self.available_memory()?;
-                let shm = Place {
-                    kind: DeviceKind::Shm,
-                    ..disk
-                };
+                let shm = Place { kind: DeviceKind::Shm, ..disk };
                 if memory < free {
-                    Place {
-                        available: memory,
-                        limited_by: "memory (MemAvailable)",
-                        ..shm
-                    }
+                    Place { available: memory, limited_by: "memory (MemAvailable)", ..shm }
                 } else {
                     shm
                 }
@@ -149,24 +121,15 @@ impl Host {
 
     /// Size and alignment of a DAX device from sysfs: it has neither `st_size` nor statfs.
     fn dax_place(&self, path: &Path, number: u64) -> Result<Place, DeviceError> {
-        let entry = self
-            .sys
-            .join(format!("dev/char/{}:{}", major(number), minor(number)));
+        let entry = self.sys.join(format!("dev/char/{}:{}", major(number), minor(number)));
         let subsystem = fs::read_link(entry.join("subsystem"));
         if !subsystem.is_ok_and(|target| target.ends_with("dax")) {
             let found = "a character device, but not a DAX one";
-            return Err(DeviceError::NotADevice {
-                path: path.to_owned(),
-                found,
-            });
+            return Err(DeviceError::NotADevice { path: path.to_owned(), found });
         }
         // Since Linux 5.10 the dax bus tells the alignment; before, only the nvdimm parent did.
         let align = entry.join("align");
-        let align = if align.exists() {
-            align
-        } else {
-            entry.join("device/align")
-        };
+        let align = if align.exists() { align } else { entry.join("device/align") };
         let bytes = read_number(&entry.join("size"))?;
         Ok(Place {
             kind: DeviceKind::DevDax,
@@ -178,10 +141,7 @@ impl Host {
     }
 
     fn free_huge_pages(&self, page_bytes: u64) -> Result<u64, DeviceError> {
-        let sizes = format!(
-            "kernel/mm/hugepages/hugepages-{}kB/free_hugepages",
-            page_bytes / 1024
-        );
+        let sizes = format!("kernel/mm/hugepages/hugepages-{}kB/free_hugepages", page_bytes / 1024);
         read_number(&self.sys.join(sizes))
     }
 
@@ -189,9 +149,7 @@ impl Host {
     fn available_memory(&self) -> Result<u64, DeviceError> {
         let path = &self.meminfo;
         let text = fs::read_to_string(path).map_err(DeviceError::io("read", path))?;
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("MemAvailable:"));
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
         let kilobytes = line.and_then(|rest| rest.trim().strip_suffix("kB"));
         let kilobytes = kilobytes.and_then(|count| count.trim().parse::<u64>().ok());
         let not_a_number = || DeviceError::NotANumber {
@@ -205,10 +163,7 @@ impl Host {
 fn read_number(path: &Path) -> Result<u64, DeviceError> {
     let text = fs::read_to_string(path).map_err(DeviceError::io("read", path))?;
     let found = text.trim().to_owned();
-    found.parse().map_err(|_| DeviceError::NotANumber {
-        path: path.to_owned(),
-        found,
-    })
+    found.parse().map_err(|_| DeviceError::NotANumber { path: path.to_owned(), found })
 }
 
 #[cfg(test)]
@@ -239,15 +194,8 @@ mod tests {
         let pages = root.join("kernel/mm/hugepages/hugepages-2048kB");
         fs::create_dir_all(&pages).unwrap();
         fs::write(pages.join("free_hugepages"), "2\n").unwrap();
-        fs::write(
-            root.join("meminfo"),
-            "MemFree: 1 kB\nMemAvailable:    8192 kB\n",
-        )
-        .unwrap();
-        let host = Host {
-            sys: root.to_owned(),
-            meminfo: root.join("meminfo"),
-        };
+        fs::write(root.join("meminfo"), "MemFree: 1 kB\nMemAvailable:    8192 kB\n").unwrap();
+        let host = Host { sys: root.to_owned(), meminfo: root.join("meminfo") };
         (dir, host)
     }
 
@@ -264,10 +212,7 @@ mod tests {
         fs::remove_file(dax.join("align")).unwrap();
         fs::create_dir(dax.join("device")).unwrap();
         fs::write(dax.join("device/align"), "1073741824\n").unwrap();
-        assert_eq!(
-            host.dax_place(path, makedev(252, 0)).unwrap().alignment,
-            1 << 30
-        );
+        assert_eq!(host.dax_place(path, makedev(252, 0)).unwrap().alignment, 1 << 30);
 
         fs::write(dax.join("size"), "plenty\n").unwrap();
         let error = host.dax_place(path, makedev(252, 0)).unwrap_err();
@@ -285,9 +230,7 @@ mod tests {
             let error = host.dax_place(Path::new("/dev/null"), number).unwrap_err();
             assert!(matches!(error, DeviceError::NotADevice { .. }));
         }
-        let error = Host::default()
-            .place(Path::new("/dev/null"), &null)
-            .unwrap_err();
+        let error = Host::default().place(Path::new("/dev/null"), &null).unwrap_err();
         assert!(error.to_string().contains("not a DAX one"), "{error}");
     }
 
@@ -300,13 +243,8 @@ mod tests {
         assert_eq!(place.limited_by, "memory (MemAvailable)");
 
         fs::write(&host.meminfo, "MemFree: 1 kB\n").unwrap();
-        let error = host
-            .new_file_place(Path::new("/dev/shm/x"), &shm)
-            .unwrap_err();
-        assert!(
-            error.to_string().contains("MemAvailable: missing"),
-            "{error}"
-        );
+        let error = host.new_file_place(Path::new("/dev/shm/x"), &shm).unwrap_err();
+        assert!(error.to_string().contains("MemAvailable: missing"), "{error}");
         assert_eq!(host.free_huge_pages(2 << 20).unwrap(), 2);
     }
 }

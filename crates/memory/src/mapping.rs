@@ -61,13 +61,8 @@ impl PoolMapping {
     /// cannot grow, so they should be as large as the pool may ever become; 1 TiB costs nothing.
     pub fn new(address_space_bytes: u64) -> Result<Self, MappingError> {
         let too_large = io::ErrorKind::InvalidInput;
-        let fail = |source| MappingError::Reserve {
-            bytes: address_space_bytes,
-            source,
-        };
-        let bytes = address_space_bytes
-            .max(1)
-            .checked_next_multiple_of(DEVICE_ALIGNMENT);
+        let fail = |source| MappingError::Reserve { bytes: address_space_bytes, source };
+        let bytes = address_space_bytes.max(1).checked_next_multiple_of(DEVICE_ALIGNMENT);
         let bytes = bytes.ok_or_else(|| fail(too_large.into()))?;
         let reserve = || AddressRange::reserve(bytes, BASE_ALIGNMENT).map_err(|e| fail(e.into()));
         Ok(Self {
@@ -86,11 +81,7 @@ impl PoolMapping {
         let path = || device.path().to_owned();
         let alignment = device.alignment().max(DEVICE_ALIGNMENT);
         if alignment > BASE_ALIGNMENT || !offset.is_multiple_of(alignment) {
-            return Err(MappingError::Misaligned {
-                path: path(),
-                offset,
-                alignment,
-            });
+            return Err(MappingError::Misaligned { path: path(), offset, alignment });
         }
         let end = offset.saturating_add(len);
         let address_space_bytes = self.address_space_bytes();
@@ -104,30 +95,15 @@ impl PoolMapping {
         // Held to the end: no page comes out of a device that is mapped by half.
         let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
         if let Some((other, _)) = devices.overlapping(offset, len) {
-            return Err(MappingError::Overlap {
-                path: path(),
-                offset,
-                len,
-                other,
-            });
+            return Err(MappingError::Overlap { path: path(), offset, len, other });
         }
         self.map_both(device, offset).map_err(|errno| {
             // SAFETY: no device was there, so no page either. A failure leaves memory mapped that
             // nobody will use, which is harmless.
-            let _ = unsafe {
-                self.read
-                    .unmap(offset, len)
-                    .and(self.write.unmap(offset, len))
-            };
-            MappingError::Map {
-                path: path(),
-                offset,
-                source: errno.into(),
-            }
+            let _ = unsafe { self.read.unmap(offset, len).and(self.write.unmap(offset, len)) };
+            MappingError::Map { path: path(), offset, source: errno.into() }
         })?;
-        devices
-            .insert(offset, len)
-            .expect("checked above, under the same lock");
+        devices.insert(offset, len).expect("checked above, under the same lock");
         Ok(())
     }
 
@@ -148,11 +124,7 @@ impl PoolMapping {
     /// The page of `len` bytes at pool offset `offset`, to read. The caller has pinned it.
     pub fn read(self: &Arc<Self>, offset: u64, len: u64) -> Result<PageView, MappingError> {
         self.check_page(offset, len)?;
-        Ok(PageView {
-            mapping: Arc::clone(self),
-            offset,
-            len,
-        })
+        Ok(PageView { mapping: Arc::clone(self), offset, len })
     }
 
     /// The page of `len` bytes at pool offset `offset`, to write. The caller has reserved it.
@@ -161,11 +133,7 @@ impl PoolMapping {
         self.writable()
             .insert(offset, len)
             .map_err(|(other, _)| MappingError::AlreadyWritable { offset, len, other })?;
-        Ok(PageMut {
-            mapping: Arc::clone(self),
-            offset,
-            len,
-        })
+        Ok(PageMut { mapping: Arc::clone(self), offset, len })
     }
 
     fn check_page(&self, offset: u64, len: u64) -> Result<(), MappingError> {
@@ -324,9 +292,5 @@ impl fmt::Debug for PageMut {
 
 fn check_lengths(page: u64, buffer: &[u8]) -> Result<(), MappingError> {
     let buffer = buffer.len() as u64;
-    if page == buffer {
-        Ok(())
-    } else {
-        Err(MappingError::LengthMismatch { page, buffer })
-    }
+    if page == buffer { Ok(()) } else { Err(MappingError::LengthMismatch { page, buffer }) }
 }

@@ -99,19 +99,13 @@ impl Populate {
             stop: AtomicBool::new(false),
             error: Mutex::new(None),
         };
-        let mut populate = Self {
-            work: Arc::new(work),
-            threads: Vec::new(),
-        };
+        let mut populate = Self { work: Arc::new(work), threads: Vec::new() };
         for _ in 0..threads.max(1) {
             let work = Arc::clone(&populate.work);
             let thread = thread::Builder::new()
                 .name("maru-populate".to_owned())
                 .spawn(move || work.run())
-                .map_err(|source| PopulateError::Io {
-                    offset: pool_offset,
-                    source,
-                })?;
+                .map_err(|source| PopulateError::Io { offset: pool_offset, source })?;
             populate.threads.push(thread);
         }
         Ok(populate)
@@ -133,20 +127,13 @@ impl Populate {
     /// Waits until all is done; the first error, if any.
     pub fn wait(mut self) -> Result<(), PopulateError> {
         self.join();
-        let error = self
-            .work
-            .error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let error = self.work.error.lock().unwrap_or_else(PoisonError::into_inner).take();
         error.map_or(Ok(()), Err)
     }
 
     fn join(&mut self) {
         for thread in self.threads.drain(..) {
-            thread
-                .join()
-                .expect("populate threads only make system calls");
+            thread.join().expect("populate threads only make system calls");
         }
     }
 }
@@ -194,10 +181,7 @@ fn populate(range: &AddressRange, offset: u64, len: u64, view: View) -> Result<(
             // SIGBUS.
             Err(Errno::NOMEM | Errno::FAULT) => Err(PopulateError::OutOfMemory { offset }),
             Err(Errno::HWPOISON) => Err(PopulateError::Poisoned { offset }),
-            Err(errno) => Err(PopulateError::Io {
-                offset,
-                source: errno.into(),
-            }),
+            Err(errno) => Err(PopulateError::Io { offset, source: errno.into() }),
         };
     }
 }
@@ -243,10 +227,7 @@ mod tests {
     /// A new device of 8 MiB, mapped at 0.
     fn mapped() -> (tempfile::TempDir, Device, Arc<PoolMapping>) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let spec = DeviceSpec {
-            path: dir.path().join("pool"),
-            bytes: Some(8 << 20),
-        };
+        let spec = DeviceSpec { path: dir.path().join("pool"), bytes: Some(8 << 20) };
         let device = Device::create(&spec, IfExists::Refuse).unwrap();
         let mapping = Arc::new(PoolMapping::new(1 << 30).unwrap());
         mapping.add_device(&device, 0).unwrap();
@@ -267,10 +248,7 @@ mod tests {
             assert_eq!(occupied(&device), 8 << 20);
             let bytes = fs::read(device.path()).unwrap();
             assert_eq!(bytes[4 << 20], 7);
-            assert_eq!(
-                bytes[2 << 20..].iter().filter(|byte| **byte != 0).count(),
-                1
-            );
+            assert_eq!(bytes[2 << 20..].iter().filter(|byte| **byte != 0).count(), 1);
         }
     }
 
@@ -281,9 +259,6 @@ mod tests {
         device.file().set_len(4 << 20).unwrap();
         let populate = Populate::start(mapping, 0, 8 << 20, 2, View::Write).unwrap();
         let error = populate.wait().unwrap_err();
-        assert!(
-            matches!(error, PopulateError::OutOfMemory { offset: 0 }),
-            "{error}"
-        );
+        assert!(matches!(error, PopulateError::OutOfMemory { offset: 0 }), "{error}");
     }
 }

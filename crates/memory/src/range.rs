@@ -55,11 +55,7 @@ impl AddressRange {
         }
         // SAFETY: `before` is less than what was mapped.
         let base = unsafe { NonNull::new_unchecked(start.add(before)) };
-        Ok(Self {
-            base,
-            len,
-            owner: getpid(),
-        })
+        Ok(Self { base, len, owner: getpid() })
     }
 
     /// Maps the first `len` bytes of `file` at `offset` of this range, in place of what is there.
@@ -126,10 +122,7 @@ impl AddressRange {
     /// The address of `offset`, which is checked, as is that `len` bytes follow in the range.
     pub(crate) fn part(&self, offset: u64, len: u64) -> *mut u8 {
         let end = offset.checked_add(len);
-        assert!(
-            end.is_some_and(|end| end <= self.len()),
-            "{offset}+{len} is outside {self:?}"
-        );
+        assert!(end.is_some_and(|end| end <= self.len()), "{offset}+{len} is outside {self:?}");
         // SAFETY: just checked: it stays within the one mapping.
         unsafe { self.base.as_ptr().add(to_usize(offset)) }
     }

@@ -38,9 +38,8 @@ impl FromStr for DeviceSpec {
     type Err = DeviceSpecError;
 
     fn from_str(text: &str) -> Result<Self, DeviceSpecError> {
-        let sized = text
-            .rsplit_once(':')
-            .and_then(|(path, size)| Some((path, parse_bytes(size).ok()?)));
+        let sized =
+            text.rsplit_once(':').and_then(|(path, size)| Some((path, parse_bytes(size).ok()?)));
         let (path, bytes) = match sized {
             Some((path, bytes)) => (path, Some(bytes)),
             None => (text, None),
@@ -48,10 +47,7 @@ impl FromStr for DeviceSpec {
         if path.is_empty() {
             return Err(DeviceSpecError(text.to_owned()));
         }
-        Ok(Self {
-            path: PathBuf::from(path),
-            bytes,
-        })
+        Ok(Self { path: PathBuf::from(path), bytes })
     }
 }
 
@@ -89,15 +85,10 @@ pub fn parse_bytes(text: &str) -> Result<u64, ParseBytesError> {
     let too_large = || ParseBytesError::TooLarge(text.to_owned());
 
     let trimmed = text.trim();
-    let digits_end = trimmed
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(trimmed.len());
+    let digits_end = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (digits, unit) = trimmed.split_at(digits_end);
     let unit = unit.trim_start();
-    let factor = match UNITS
-        .iter()
-        .find(|(name, _)| name.eq_ignore_ascii_case(unit))
-    {
+    let factor = match UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) {
         Some((_, factor)) => *factor,
         None if unit.is_empty() || unit.eq_ignore_ascii_case("B") => 1,
         None => return Err(not_a_size()),
@@ -116,9 +107,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, ParseBytesError> {
 /// [`parse_bytes`] reads it back to the same number.
 #[must_use]
 pub fn format_bytes(bytes: u64) -> String {
-    let unit = UNITS
-        .iter()
-        .find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
+    let unit = UNITS.iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor));
     match unit {
         Some((name, factor)) => format!("{}{name}", bytes / factor),
         None => format!("{bytes}B"),
@@ -147,29 +136,16 @@ mod tests {
         ] {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
-        for text in [
-            "", "GiB", "-1", "+1", "1.5GiB", "4G", "1 2", "1GiBs", "0x10", "1e9", "\u{661}",
-        ] {
-            assert_eq!(
-                parse_bytes(text),
-                Err(ParseBytesError::NotASize(text.to_owned()))
-            );
+        for text in
+            ["", "GiB", "-1", "+1", "1.5GiB", "4G", "1 2", "1GiBs", "0x10", "1e9", "\u{661}"]
+        {
+            assert_eq!(parse_bytes(text), Err(ParseBytesError::NotASize(text.to_owned())));
         }
-        for text in [
-            "18446744073709551616",
-            "16777216TiB",
-            "99999999999999999999KB",
-        ] {
-            assert_eq!(
-                parse_bytes(text),
-                Err(ParseBytesError::TooLarge(text.to_owned()))
-            );
+        for text in ["18446744073709551616", "16777216TiB", "99999999999999999999KB"] {
+            assert_eq!(parse_bytes(text), Err(ParseBytesError::TooLarge(text.to_owned())));
         }
         let message = parse_bytes("12 parsecs").unwrap_err().to_string();
-        assert!(
-            message.contains("12 parsecs") && message.contains("512MiB"),
-            "{message}"
-        );
+        assert!(message.contains("12 parsecs") && message.contains("512MiB"), "{message}");
         assert_eq!(format_bytes(3 << 29), "1536MiB");
         assert_eq!(format_bytes(4_000_000_000), "3906250KiB");
     }
@@ -178,14 +154,7 @@ mod tests {
     fn specs() {
         let check = |text: &str, path: &str, bytes: Option<u64>| {
             let spec: DeviceSpec = text.parse().unwrap();
-            assert_eq!(
-                spec,
-                DeviceSpec {
-                    path: path.into(),
-                    bytes
-                },
-                "{text}"
-            );
+            assert_eq!(spec, DeviceSpec { path: path.into(), bytes }, "{text}");
             assert_eq!(spec.to_string().parse::<DeviceSpec>().unwrap(), spec);
         };
         check("/dev/shm/maru:512MiB", "/dev/shm/maru", Some(512 << 20));

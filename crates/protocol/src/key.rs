@@ -82,9 +82,7 @@ mod tests {
         assert!(Key::new(&[7; KEY_LEN_MAX]).is_ok());
         assert_eq!(
             Key::new(&[7; KEY_LEN_MAX + 1]),
-            Err(KeyError::TooLong {
-                len: KEY_LEN_MAX + 1
-            })
+            Err(KeyError::TooLong { len: KEY_LEN_MAX + 1 })
         );
     }
 

@@ -44,7 +44,8 @@ pub struct Hello<'a> {
     pub instance: &'a str,
     /// The host the instance runs on: instances with equal hosts share a cache-coherent memory.
     pub host: &'a str,
-    /// How many bytes this instance may have written into the pool at a time; 0 for no limit.
+    /// How many bytes this instance may have in the pool; 0 for no limit. What it wrote before it
+    /// had a limit counts, but does not make room for it.
     pub budget_bytes: u64,
     /// The session to go on with, if there is one.
     pub resume: Option<Resume>,
@@ -213,7 +214,8 @@ pub enum Body<'a> {
         /// Its secret: nobody else may say so.
         secret: Secret,
     },
-    /// The end of the session; what it reserved, it writes to no more. Answer: [`Answer::Done`].
+    /// The end of the session; what it reserved, it writes to no more. Answer: [`Answer::Done`]; to
+    /// one that comes twice, [`Refusal::SessionEnded`].
     Goodbye,
 }
 

@@ -30,9 +30,11 @@ pub enum Refusal {
         /// What was expected.
         reason: String,
     },
-    /// An instance name must be 1 to 128 printable characters.
-    #[error("instance name refused: {reason}; choose another --instance-id")]
-    InstanceName {
+    /// The name of an instance or a host must be 1 to 128 bytes of text without control characters.
+    #[error("the {whose}'s name is refused: {reason}; choose another")]
+    Name {
+        /// Which name: `instance` or `host`.
+        whose: String,
         /// What is wrong with it.
         reason: String,
     },
@@ -77,7 +79,9 @@ pub enum Refusal {
         max: u64,
     },
     /// Pins of no unit, or more than a session may hold.
-    #[error("{pins} pins on each key are impossible: at least 1, and with the {held} held at most {max}")]
+    #[error(
+        "{pins} pins on each key are impossible: at least 1, and with the {held} held at most {max}"
+    )]
     Pins {
         /// What was asked for on each key.
         pins: u32,

@@ -41,9 +41,7 @@ fn mio_loop(path: &Path) {
     let mut listener = net::UnixListener::bind(path).unwrap();
     std::thread::spawn(move || {
         let mut poll = Poll::new().unwrap();
-        poll.registry()
-            .register(&mut listener, Token(0), Interest::READABLE)
-            .unwrap();
+        poll.registry().register(&mut listener, Token(0), Interest::READABLE).unwrap();
         let mut events = Events::with_capacity(64);
         let mut streams: Vec<net::UnixStream> = Vec::new();
         let mut state = 0_u64;
@@ -53,9 +51,7 @@ fn mio_loop(path: &Path) {
                 if event.token() == Token(0) {
                     while let Ok((mut stream, _)) = listener.accept() {
                         let token = Token(streams.len() + 1);
-                        poll.registry()
-                            .register(&mut stream, token, Interest::READABLE)
-                            .unwrap();
+                        poll.registry().register(&mut stream, token, Interest::READABLE).unwrap();
                         streams.push(stream);
                     }
                     continue;
@@ -88,10 +84,7 @@ fn tokio_one_worker(path: &Path) {
     let path = path.to_owned();
     let (ready, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async move {
             let listener = tokio::net::UnixListener::bind(path).unwrap();
@@ -161,10 +154,7 @@ fn main() {
         for ((name, _), medians) in shapes.iter().zip(&mut medians) {
             medians.sort_by(f64::total_cmp);
             let (low, high) = (medians[0], medians[ROUNDS - 1]);
-            println!(
-                "  {name:18} p50 {:6.1} us ({low:.1} to {high:.1})",
-                medians[ROUNDS / 2]
-            );
+            println!("  {name:18} p50 {:6.1} us ({low:.1} to {high:.1})", medians[ROUNDS / 2]);
         }
         stop.store(true, Ordering::Relaxed);
         spinner.join().unwrap();

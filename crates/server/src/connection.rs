@@ -97,11 +97,7 @@ impl Connection {
     /// The next complete frame, if there is one. It is done with after [`Connection::consume`].
     pub(crate) fn frame(&self) -> Result<Option<Frame<'_>>, FrameError> {
         // Before hello nobody needs much: a stranger cannot make us buffer megabytes.
-        let max = if self.session.is_some() {
-            FRAME_BYTES_MAX
-        } else {
-            4096
-        };
+        let max = if self.session.is_some() { FRAME_BYTES_MAX } else { 4096 };
         Frame::split(&self.buffer[self.consumed..self.filled], max)
     }
 
@@ -149,10 +145,6 @@ impl Connection {
         if self.unsent.is_empty() {
             self.unsent.shrink_to(READ_BYTES);
         }
-        Ok(if self.closing {
-            Progress::Closed
-        } else {
-            Progress::Waiting
-        })
+        Ok(if self.closing { Progress::Closed } else { Progress::Waiting })
     }
 }

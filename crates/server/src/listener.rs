@@ -75,9 +75,7 @@ impl Listener {
     /// Listens on a Unix socket that only this user may connect to.
     pub(crate) fn unix(path: &Path) -> Result<Self, StartError> {
         let cannot = |what: &str| StartError::io(format!("{what} {}", path.display()));
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
             && !folder.exists()
         {
             std::fs::create_dir_all(folder).map_err(cannot("make the folder of"))?;
@@ -95,40 +93,28 @@ impl Listener {
             .open(&lock_path)
             .map_err(cannot("open the lock of"))?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(StartError::AddressInUse {
-                address: path.display().to_string(),
-            });
+            return Err(StartError::AddressInUse { address: path.display().to_string() });
         }
         match std::fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => {
                 std::fs::remove_file(path).map_err(cannot("remove the old socket"))?;
             }
             Ok(_) => {
-                return Err(StartError::NotASocket {
-                    path: path.to_owned(),
-                });
+                return Err(StartError::NotASocket { path: path.to_owned() });
             }
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(cannot("listen on"))?;
         let private = std::fs::set_permissions(path, Permissions::from_mode(0o600));
         private.map_err(cannot("protect"))?;
-        Ok(Self::Unix {
-            listener,
-            path: path.to_owned(),
-            _lock: lock,
-        })
+        Ok(Self::Unix { listener, path: path.to_owned(), _lock: lock })
     }
 
     pub(crate) fn tcp(address: std::net::SocketAddr) -> Result<Self, StartError> {
-        TcpListener::bind(address)
-            .map(Self::Tcp)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => StartError::AddressInUse {
-                    address: address.to_string(),
-                },
-                _ => StartError::io(format!("listen on {address}"))(error),
-            })
+        TcpListener::bind(address).map(Self::Tcp).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => StartError::AddressInUse { address: address.to_string() },
+            _ => StartError::io(format!("listen on {address}"))(error),
+        })
     }
 
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {

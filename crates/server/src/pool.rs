@@ -36,18 +36,13 @@ impl Pool {
         populate: bool,
     ) -> Result<Self, StartError> {
         let (devices, temporary) = match config {
-            PoolConfig::Devices(specs) => (
-                specs
-                    .iter()
-                    .map(open_device)
-                    .collect::<Result<Vec<_>, _>>()?,
-                None,
-            ),
+            PoolConfig::Devices(specs) => {
+                (specs.iter().map(open_device).collect::<Result<Vec<_>, _>>()?, None)
+            }
             // What a killed server left behind is of no use: its directory died with it.
-            PoolConfig::Temporary(spec) => (
-                vec![Device::create(spec, IfExists::Overwrite)?],
-                Some(spec.path.clone()),
-            ),
+            PoolConfig::Temporary(spec) => {
+                (vec![Device::create(spec, IfExists::Overwrite)?], Some(spec.path.clone()))
+            }
         };
         if devices.is_empty() {
             return Err(StartError::NoDevice);
@@ -56,10 +51,7 @@ impl Pool {
         let region_bytes = region_bytes.unwrap_or_else(|| region_bytes_for(total));
         let mut pool = Self {
             topology: lay_out(&devices, region_bytes),
-            geometry: Geometry {
-                devices: Vec::new(),
-                region_bytes,
-            },
+            geometry: Geometry { devices: Vec::new(), region_bytes },
             devices,
             populates: Vec::new(),
             temporary,
@@ -98,10 +90,7 @@ impl Pool {
 
     /// What the pool lies on, for the log.
     pub(crate) fn paths(&self) -> Vec<String> {
-        self.devices
-            .iter()
-            .map(|device| device.path().display().to_string())
-            .collect()
+        self.devices.iter().map(|device| device.path().display().to_string()).collect()
     }
 
     /// Forgets the populates that are done. Returns what went wrong with one, in words.
@@ -132,11 +121,9 @@ fn open_device(spec: &DeviceSpec) -> Result<Device, StartError> {
     }
     let device = Device::open_owner(&spec.path)?;
     match spec.bytes {
-        Some(asked) if asked != device.bytes() => Err(StartError::DeviceSize {
-            path: spec.path.clone(),
-            found: device.bytes(),
-            asked,
-        }),
+        Some(asked) if asked != device.bytes() => {
+            Err(StartError::DeviceSize { path: spec.path.clone(), found: device.bytes(), asked })
+        }
         _ => Ok(device),
     }
 }
@@ -164,10 +151,7 @@ fn lay_out(devices: &[Device], region_bytes: u64) -> Topology {
     let devices = placed.collect();
     // Room for devices that are added later.
     let address_space_bytes = (end * 4).next_power_of_two().max(ADDRESS_SPACE_MIN);
-    Topology {
-        address_space_bytes,
-        devices,
-    }
+    Topology { address_space_bytes, devices }
 }
 
 #[cfg(test)]
@@ -177,14 +161,9 @@ mod tests {
     #[test]
     fn the_region_size_suits_the_pool() {
         let mib = 1 << 20;
-        for (total, region) in [
-            (4, 2),
-            (64, 2),
-            (1024, 32),
-            (1100, 32),
-            (65_536, 1024),
-            (1 << 24, 1024),
-        ] {
+        for (total, region) in
+            [(4, 2), (64, 2), (1024, 32), (1100, 32), (65_536, 1024), (1 << 24, 1024)]
+        {
             assert_eq!(region_bytes_for(total * mib), region * mib, "{total} MiB");
         }
     }
@@ -193,10 +172,7 @@ mod tests {
     fn a_temporary_pool_goes_with_its_server() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pool");
-        let spec = DeviceSpec {
-            path: path.clone(),
-            bytes: Some(8 << 20),
-        };
+        let spec = DeviceSpec { path: path.clone(), bytes: Some(8 << 20) };
         let pool = Pool::open(&PoolConfig::Temporary(spec), None, true).unwrap();
         assert!(path.exists());
         assert_eq!(pool.geometry.region_bytes, 2 << 20);
@@ -207,10 +183,8 @@ mod tests {
     #[test]
     fn a_device_of_another_size_is_refused_and_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let spec = |mib: u64| DeviceSpec {
-            path: folder.path().join("pool"),
-            bytes: Some(mib << 20),
-        };
+        let spec =
+            |mib: u64| DeviceSpec { path: folder.path().join("pool"), bytes: Some(mib << 20) };
         let open = |mib| Pool::open(&PoolConfig::Devices(vec![spec(mib)]), None, false);
         let first = open(8).unwrap().topology.devices[0].uuid;
         assert!(
@@ -222,18 +196,10 @@ mod tests {
     #[test]
     fn devices_lie_back_to_back_with_room_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let spec = |name: &str| DeviceSpec {
-            path: folder.path().join(name),
-            bytes: Some(9 << 20),
-        };
+        let spec = |name: &str| DeviceSpec { path: folder.path().join(name), bytes: Some(9 << 20) };
         let specs = PoolConfig::Devices(vec![spec("a"), spec("b")]);
         let pool = Pool::open(&specs, Some(4 << 20), false).unwrap();
-        let offsets: Vec<u64> = pool
-            .topology
-            .devices
-            .iter()
-            .map(|device| device.offset)
-            .collect();
+        let offsets: Vec<u64> = pool.topology.devices.iter().map(|device| device.offset).collect();
         assert_eq!(offsets, [0, 12 << 20]);
         assert_eq!(pool.topology.address_space_bytes, 64 << 30);
     }

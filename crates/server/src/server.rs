@@ -104,20 +104,12 @@ impl Server {
             registered.map_err(StartError::io("wait for connections"))?;
         }
         let waker = Waker::new(poll.registry(), WAKER).map_err(StartError::io("make a waker"))?;
-        let stopper = Stopper {
-            stop: Arc::new(AtomicBool::new(false)),
-            waker: Arc::new(waker),
-        };
-        let seconds = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(1, |age| age.as_secs());
+        let stopper = Stopper { stop: Arc::new(AtomicBool::new(false)), waker: Arc::new(waker) };
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.as_secs());
         let hash_seed = u64::from_le_bytes(random()?);
         // Unix time grows from one life to the next; after 2106 it has to be something else.
-        let directory = Config {
-            epoch: seconds & 0xffff_ffff,
-            hash_seed,
-            ..config.directory.clone()
-        };
+        let directory =
+            Config { epoch: seconds & 0xffff_ffff, hash_seed, ..config.directory.clone() };
         let directory = Directory::new(directory, &memory.geometry, Millis(0))?;
         let started = Instant::now();
         Ok(Self {
@@ -156,12 +148,7 @@ impl Server {
     /// The size of the pool's devices together, in bytes.
     #[must_use]
     pub fn pool_bytes(&self) -> u64 {
-        self.pool
-            .topology
-            .devices
-            .iter()
-            .map(|device| device.bytes)
-            .sum()
+        self.pool.topology.devices.iter().map(|device| device.bytes).sum()
     }
 
     /// Serves until it is stopped.
@@ -251,10 +238,7 @@ impl Server {
         // Edge-triggered: both at once, and no call again for the life of the connection.
         let interest = Interest::READABLE | Interest::WRITABLE;
         let source = connection.stream.source();
-        let registered = self
-            .poll
-            .registry()
-            .register(source, connection_token(index), interest);
+        let registered = self.poll.registry().register(source, connection_token(index), interest);
         if let Err(error) = registered {
             tracing::warn!(%error, "cannot wait for a connection");
             self.connections.remove(index);
@@ -298,11 +282,7 @@ impl Server {
         }
         let turn_over = answered == REQUESTS_PER_TURN && connection.has_buffered();
         let more = connection.accepts_work() && (turn_over || connection.readable);
-        Ok(if more {
-            Progress::More
-        } else {
-            Progress::Waiting
-        })
+        Ok(if more { Progress::More } else { Progress::Waiting })
     }
 
     /// Answers the next frame of a connection; `false` if there is none.
@@ -328,11 +308,7 @@ impl Server {
                     (kind, session) => Err(Refusal::Unexpected {
                         reason: format!(
                             "{kind:?} where {} is expected",
-                            if session.is_some() {
-                                "Request"
-                            } else {
-                                "Hello"
-                            }
+                            if session.is_some() { "Request" } else { "Hello" }
                         ),
                     }),
                 };
@@ -373,9 +349,7 @@ impl Server {
         now: Millis,
         hello: &Hello<'_>,
     ) -> Result<Welcome, Refusal> {
-        let fresh = random().map_err(|error| Refusal::Unexpected {
-            reason: error.to_string(),
-        })?;
+        let fresh = random().map_err(|error| Refusal::Unexpected { reason: error.to_string() })?;
         let opened = self.directory.hello(now, hello, Secret(fresh))?;
         tracing::debug!(
             session = %opened.session, instance = hello.instance, resumed = opened.resumed, "hello"
@@ -436,11 +410,7 @@ impl Server {
     fn tick(&mut self) {
         let now = self.now();
         let tick = self.directory.tick(now);
-        self.next_tick = if tick.more {
-            Instant::now()
-        } else {
-            Instant::now() + TICK
-        };
+        self.next_tick = if tick.more { Instant::now() } else { Instant::now() + TICK };
         if let Some(violation) = tick.violation {
             tracing::error!(%violation, "a rule is broken: please report this");
         }
@@ -455,12 +425,7 @@ impl Server {
             return;
         }
         self.close_strangers();
-        let Self {
-            watches,
-            directory,
-            poll,
-            ..
-        } = self;
+        let Self { watches, directory, poll, .. } = self;
         watches.retain(|_, watch| {
             let known = directory.is_known(watch.session);
             if !known {
@@ -497,22 +462,15 @@ impl Server {
 /// What a peer is told whose frame cannot be read.
 fn refusal(error: &FrameError) -> Refusal {
     match error {
-        FrameError::Version { found } => Refusal::Version {
-            server: VERSION,
-            client: *found,
-        },
-        other => Refusal::Malformed {
-            reason: other.to_string(),
-        },
+        FrameError::Version { found } => Refusal::Version { server: VERSION, client: *found },
+        other => Refusal::Malformed { reason: other.to_string() },
     }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], StartError> {
     let mut bytes = [0; N];
     let io = |error: getrandom::Error| io::Error::other(error.to_string());
-    getrandom::fill(&mut bytes)
-        .map_err(io)
-        .map_err(StartError::io("draw random bytes"))?;
+    getrandom::fill(&mut bytes).map_err(io).map_err(StartError::io("draw random bytes"))?;
     Ok(bytes)
 }
 
@@ -534,12 +492,7 @@ impl Embedded {
             .name("maru-server".to_owned())
             .spawn(move || server.run())
             .map_err(StartError::io("start the server's thread"))?;
-        Ok(Self {
-            stopper,
-            thread: Some(thread),
-            socket: config.socket.clone(),
-            tcp,
-        })
+        Ok(Self { stopper, thread: Some(thread), socket: config.socket.clone(), tcp })
     }
 
     /// Its Unix socket.

@@ -32,13 +32,7 @@ impl Watch {
         // A peer outside our PID namespace has the number 0.
         let pid = Pid::from_raw(peer.pid.as_raw_nonzero().get())?;
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        registry
-            .register(
-                &mut SourceFd(&process.as_raw_fd()),
-                token,
-                Interest::READABLE,
-            )
-            .ok()?;
+        registry.register(&mut SourceFd(&process.as_raw_fd()), token, Interest::READABLE).ok()?;
         Some(Self { session, process })
     }
 

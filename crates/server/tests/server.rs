@@ -20,9 +20,7 @@ struct Pool {
 fn config(folder: &Path) -> ServerConfig {
     ServerConfig {
         pool: PoolConfig::Temporary(
-            format!("{}:8MiB", folder.join("pool").display())
-                .parse()
-                .unwrap(),
+            format!("{}:8MiB", folder.join("pool").display()).parse().unwrap(),
         ),
         socket: Some(folder.join("socket")),
         listen: None,
@@ -35,10 +33,7 @@ fn config(folder: &Path) -> ServerConfig {
 fn pool() -> Pool {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let server = Embedded::start(&config(folder.path())).unwrap();
-    Pool {
-        folder,
-        _server: server,
-    }
+    Pool { folder, _server: server }
 }
 
 /// A bare connection: what it sends is up to the test.
@@ -56,14 +51,8 @@ impl Pool {
     fn wire(&self) -> Wire {
         let stream = UnixStream::connect(self.socket()).unwrap();
         // Only a hang takes this long.
-        stream
-            .set_read_timeout(Some(Duration::from_mins(1)))
-            .unwrap();
-        Wire {
-            stream,
-            received: Vec::new(),
-            seq: 0,
-        }
+        stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+        Wire { stream, received: Vec::new(), seq: 0 }
     }
 
     fn session(&self, instance: &str) -> (Wire, Welcome) {
@@ -105,12 +94,7 @@ impl Wire {
     }
 
     fn hello(&mut self, instance: &str, resume: Option<Resume>) -> Welcome {
-        let hello = Hello {
-            instance,
-            host: "test",
-            budget_bytes: 0,
-            resume,
-        };
+        let hello = Hello { instance, host: "test", budget_bytes: 0, resume };
         let mut frame = Vec::new();
         maru_protocol::encode(FrameKind::Hello, &hello, &mut frame).unwrap();
         self.send(&frame);
@@ -122,11 +106,7 @@ impl Wire {
     fn encode(&mut self, body: Body<'_>) -> Vec<u8> {
         self.seq += 1;
         let mut frame = Vec::new();
-        let request = Request {
-            seq: self.seq,
-            acked: self.seq - 1,
-            body,
-        };
+        let request = Request { seq: self.seq, acked: self.seq - 1, body };
         maru_protocol::encode(FrameKind::Request, &request, &mut frame).unwrap();
         frame
     }
@@ -149,42 +129,21 @@ fn bad_frames_end_their_connection_and_no_other() {
     let pool = pool();
     let (mut bystander, _) = pool.session("bystander");
     let bad: [(&str, Vec<u8>); 6] = [
-        (
-            "random bytes",
-            b"\x8f\x01\x02garbage that is longer than a header".to_vec(),
-        ),
+        ("random bytes", b"\x8f\x01\x02garbage that is longer than a header".to_vec()),
         ("another version", b"MR\x07\x01\x00\x00\x00\x00".to_vec()),
-        (
-            "too large before hello",
-            b"MR\x01\x01\xff\xff\xff\x7f".to_vec(),
-        ),
+        ("too large before hello", b"MR\x01\x01\xff\xff\xff\x7f".to_vec()),
         ("an unknown kind", b"MR\x01\x63\x00\x00\x00\x00".to_vec()),
-        (
-            "a request before hello",
-            b"MR\x01\x03\x03\x00\x00\x00\x01\x00\x00".to_vec(),
-        ),
-        (
-            "a hello that is none",
-            b"MR\x01\x01\x03\x00\x00\x00\xff\xff\xff".to_vec(),
-        ),
+        ("a request before hello", b"MR\x01\x03\x03\x00\x00\x00\x01\x00\x00".to_vec()),
+        ("a hello that is none", b"MR\x01\x01\x03\x00\x00\x00\xff\xff\xff".to_vec()),
     ];
     for (what, bytes) in bad {
         let mut wire = pool.wire();
         wire.send(&bytes);
         let refusal = wire.refused();
         match what {
-            "another version" => assert_eq!(
-                refusal,
-                Refusal::Version {
-                    server: 1,
-                    client: 7
-                }
-            ),
+            "another version" => assert_eq!(refusal, Refusal::Version { server: 1, client: 7 }),
             "a request before hello" => assert!(matches!(refusal, Refusal::Unexpected { .. })),
-            _ => assert!(
-                matches!(refusal, Refusal::Malformed { .. }),
-                "{what}: {refusal:?}"
-            ),
+            _ => assert!(matches!(refusal, Refusal::Malformed { .. }), "{what}: {refusal:?}"),
         }
         assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done), "{what}");
     }
@@ -242,29 +201,19 @@ fn a_request_sent_again_over_a_new_connection_is_applied_once() {
     let pool = pool();
     let (mut wire, welcome) = pool.session("a");
     let keys = vec![Key::new(b"key").unwrap()];
-    let reserve = Body::Reserve {
-        keys,
-        page_bytes: 4096,
-        tag: 0,
-        unless_being_written: false,
-    };
+    let reserve = Body::Reserve { keys, page_bytes: 4096, tag: 0, unless_being_written: false };
     let frame = wire.encode(reserve);
     wire.send(&frame);
     let first = wire.reply();
     // The reply is "lost", the connection breaks, and the request comes again.
     let mut again = pool.wire();
-    let resume = Resume {
-        session: welcome.session,
-        secret: welcome.secret,
-    };
+    let resume = Resume { session: welcome.session, secret: welcome.secret };
     assert!(again.hello("a", Some(resume)).resumed);
     assert_eq!(wire.frame(), None, "the old connection is closed");
     again.send(&frame);
     assert_eq!(again.reply(), first);
     again.seq = 1;
-    let Ok(Answer::Stats(stats)) = again.ask(Body::Stats) else {
-        panic!("stats")
-    };
+    let Ok(Answer::Stats(stats)) = again.ask(Body::Stats) else { panic!("stats") };
     assert_eq!((stats.pages_reserved, stats.counters.replays), (1, 1));
 }
 
@@ -273,17 +222,11 @@ fn a_session_needs_its_secret() {
     let pool = pool();
     let (_wire, welcome) = pool.session("a");
     let mut thief = pool.wire();
-    let resume = Resume {
-        session: welcome.session,
-        secret: maru_protocol::Secret([0; 16]),
-    };
+    let resume = Resume { session: welcome.session, secret: maru_protocol::Secret([0; 16]) };
     let got = thief.hello("thief", Some(resume));
     assert!(!got.resumed && got.session != welcome.session);
     let mut stranger = pool.wire();
-    let resume = Resume {
-        session: SessionId(1),
-        secret: welcome.secret,
-    };
+    let resume = Resume { session: SessionId(1), secret: welcome.secret };
     assert!(!stranger.hello("stranger", Some(resume)).resumed);
 }
 
@@ -294,10 +237,8 @@ fn a_second_server_on_the_same_socket_or_pool_is_refused_and_the_first_goes_on()
     let first = config(pool.folder.path());
     let error = Embedded::start(&first).unwrap_err();
     assert!(matches!(error, StartError::AddressInUse { .. }), "{error}");
-    let same_pool = ServerConfig {
-        socket: Some(pool.folder.path().join("other")),
-        ..first.clone()
-    };
+    let same_pool =
+        ServerConfig { socket: Some(pool.folder.path().join("other")), ..first.clone() };
     let error = Embedded::start(&same_pool).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
     assert_eq!(client.ask(Body::Renew), Ok(Answer::Done));
@@ -313,29 +254,16 @@ fn what_is_not_a_socket_is_left_alone() {
     let error = Embedded::start(&config(folder.path())).unwrap_err();
     assert!(matches!(error, StartError::NotASocket { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-    assert!(
-        !folder.path().join("pool").exists(),
-        "nothing is left behind"
-    );
+    assert!(!folder.path().join("pool").exists(), "nothing is left behind");
 }
 
 #[test]
 fn an_expired_session_is_told_so() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-    let directory = Config {
-        lease_ms: 100,
-        resume_ms: 100,
-        ..Config::default()
-    };
-    let config = ServerConfig {
-        directory,
-        ..config(folder.path())
-    };
+    let directory = Config { lease_ms: 100, resume_ms: 100, ..Config::default() };
+    let config = ServerConfig { directory, ..config(folder.path()) };
     let server = Embedded::start(&config).unwrap();
-    let pool = Pool {
-        folder,
-        _server: server,
-    };
+    let pool = Pool { folder, _server: server };
     let (mut silent, _) = pool.session("silent");
     assert_eq!(silent.refused(), Refusal::SessionEnded);
 }

@@ -27,10 +27,7 @@ impl Blocks {
     pub(crate) fn key(&self, block: u64) -> String {
         let hash = |part: u64| mix(self.first_word(block).wrapping_add(part));
         let (a, b, c, d) = (hash(1), hash(2), hash(3), hash(4));
-        format!(
-            "replay-{}@00000000@{a:016x}{b:016x}{c:016x}{d:016x}@0",
-            self.run
-        )
+        format!("replay-{}@00000000@{a:016x}{b:016x}{c:016x}{d:016x}@0", self.run)
     }
 
     fn first_word(&self, block: u64) -> u64 {
@@ -60,11 +57,8 @@ impl Blocks {
             .zip(self.words(block))
             .filter(|(chunk, word)| **chunk != word[..chunk.len()])
             .map(|(chunk, word)| {
-                chunk
-                    .iter()
-                    .zip(word)
-                    .filter(|(found, expected)| **found != *expected)
-                    .count() as u64
+                chunk.iter().zip(word).filter(|(found, expected)| **found != *expected).count()
+                    as u64
             })
             .sum()
     }

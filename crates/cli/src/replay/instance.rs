@@ -116,30 +116,20 @@ impl Instance {
         let start = Instant::now();
         let result = ask(&self.client)?;
         let ns = nanos(start.elapsed());
-        self.latencies
-            .entry(name)
-            .or_insert_with(histogram)
-            .saturating_record(ns);
+        self.latencies.entry(name).or_insert_with(histogram).saturating_record(ns);
         Ok(result)
     }
 
     /// Serves one request as an inference engine would: takes what is cached of its prefix, computes
     /// the rest, and stores that.
     fn request(&mut self, blocks: &[u64]) -> anyhow::Result<Outcome> {
-        let mut outcome = Outcome {
-            blocks: blocks.len() as u64,
-            ..Outcome::default()
-        };
+        let mut outcome = Outcome { blocks: blocks.len() as u64, ..Outcome::default() };
         let names: Vec<String> = blocks.iter().map(|block| self.blocks.key(*block)).collect();
-        let keys: Vec<Key<'_>> = names
-            .iter()
-            .map(|name| Key::new(name.as_bytes()))
-            .collect::<Result<_, _>>()?;
+        let keys: Vec<Key<'_>> =
+            names.iter().map(|name| Key::new(name.as_bytes())).collect::<Result<_, _>>()?;
         let hit = self.read_prefix(blocks, &keys, &mut outcome)?;
         outcome.hit = hit as u64;
-        let rest = blocks[hit..]
-            .chunks(STORE_BATCH)
-            .zip(keys[hit..].chunks(STORE_BATCH));
+        let rest = blocks[hit..].chunks(STORE_BATCH).zip(keys[hit..].chunks(STORE_BATCH));
         for (blocks, keys) in rest {
             self.store(blocks, keys, &mut outcome)?;
         }
@@ -188,10 +178,7 @@ impl Instance {
         keys: &[Key<'_>],
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
-        let how = Reserve {
-            unless_being_written: true,
-            ..Reserve::default()
-        };
+        let how = Reserve { unless_being_written: true, ..Reserve::default() };
         let page_bytes = self.page_bytes;
         let reserved = self.timed("reserve", |client| client.reserve(keys, page_bytes, how))?;
         let mut written: Vec<ReservedPage> = Vec::new();

@@ -35,12 +35,7 @@ pub(crate) struct Replay {
     #[arg(long)]
     skip_bad_lines: bool,
     /// How many requests to make up, without --trace.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 3000,
-        conflicts_with = "trace"
-    )]
+    #[arg(long, value_name = "N", default_value_t = 3000, conflicts_with = "trace")]
     requests: u64,
     /// How many serving instances.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -110,15 +105,9 @@ impl Transport {
 impl Replay {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         if self.page_size == 0 || self.page_size > 1 << 30 {
-            bail!(
-                "--page-size is {}, but must be 1 byte to 1 GiB",
-                self.page_size
-            );
+            bail!("--page-size is {}, but must be 1 byte to 1 GiB", self.page_size);
         }
-        if self
-            .speed_up
-            .is_some_and(|factor| !factor.is_finite() || factor <= 0.0)
-        {
+        if self.speed_up.is_some_and(|factor| !factor.is_finite() || factor <= 0.0) {
             bail!("--speed-up must be a number above 0; leave it out to go as fast as it goes");
         }
         if self.capacity_blocks < u64::from(self.instances) {
@@ -164,10 +153,8 @@ impl Replay {
                     OwnPool::start(folder.path(), &name, pages, self.page_size, false)
                 })
                 .collect::<anyhow::Result<Vec<_>>>()?;
-            let endpoints: Vec<Endpoint> = pools
-                .iter()
-                .filter_map(|pool| pool.endpoint(false))
-                .collect();
+            let endpoints: Vec<Endpoint> =
+                pools.iter().filter_map(|pool| pool.endpoint(false)).collect();
             Some(dispatch.run("private pools", &endpoints, &endpoints)?)
         };
         let shared = match self.pools {
@@ -193,21 +180,12 @@ impl Replay {
             speed_up: self.speed_up,
             seed: self.seed,
         };
-        Ok(Comparison {
-            trace: info,
-            options,
-            private,
-            shared,
-        })
+        Ok(Comparison { trace: info, options, private, shared })
     }
 
     fn load(&self) -> anyhow::Result<(Trace, TraceInfo)> {
         let (trace, source) = if let Some(path) = &self.trace {
-            let bad_lines = if self.skip_bad_lines {
-                BadLines::Skip
-            } else {
-                BadLines::Stop
-            };
+            let bad_lines = if self.skip_bad_lines { BadLines::Skip } else { BadLines::Stop };
             (read(path, bad_lines)?, path.display().to_string())
         } else {
             let settings = GeneratorSettings {
@@ -215,14 +193,8 @@ impl Replay {
                 seed: self.seed,
                 ..GeneratorSettings::default()
             };
-            let trace = Trace {
-                requests: generate(&settings)?,
-                skipped_lines: 0,
-            };
-            (
-                trace,
-                format!("generated, {} requests, seed {}", self.requests, self.seed),
-            )
+            let trace = Trace { requests: generate(&settings)?, skipped_lines: 0 };
+            (trace, format!("generated, {} requests, seed {}", self.requests, self.seed))
         };
         let blocks = trace.requests.iter().flat_map(|request| &request.hash_ids);
         let times = || trace.requests.iter().map(|request| request.timestamp_ms);
@@ -251,9 +223,7 @@ mod tests {
     #[test]
     fn shares_sum_to_the_total() {
         for (total, instances) in [(16_000, 4), (16_003, 4), (5, 5), (100, 7)] {
-            let sum: u64 = (0..instances)
-                .map(|index| share(total, instances, index))
-                .sum();
+            let sum: u64 = (0..instances).map(|index| share(total, instances, index)).sum();
             assert_eq!(sum, total);
         }
     }

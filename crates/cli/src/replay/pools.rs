@@ -28,27 +28,20 @@ impl OwnPool {
         let (region_bytes, pool_bytes) = size(pages, page_bytes);
         let path = format!("/dev/shm/maru-replay-{}-{name}.pool", std::process::id());
         let config = ServerConfig {
-            pool: PoolConfig::Temporary(DeviceSpec {
-                path: path.into(),
-                bytes: Some(pool_bytes),
-            }),
+            pool: PoolConfig::Temporary(DeviceSpec { path: path.into(), bytes: Some(pool_bytes) }),
             socket: Some(folder.join(format!("{name}.sock"))),
             listen: tcp.then_some(([127, 0, 0, 1], 0).into()),
             region_bytes: Some(region_bytes),
             populate: true,
             directory: Config::default(),
         };
-        Ok(Self {
-            server: Embedded::start(&config)?,
-        })
+        Ok(Self { server: Embedded::start(&config)? })
     }
 
     /// Where it is reached: over a Unix socket, or over TCP if it listens there.
     pub(crate) fn endpoint(&self, tcp: bool) -> Option<Endpoint> {
         if tcp {
-            self.server
-                .tcp_address()
-                .map(|address| Endpoint::Tcp(address.to_string()))
+            self.server.tcp_address().map(|address| Endpoint::Tcp(address.to_string()))
         } else {
             self.server.socket().cloned().map(Endpoint::Unix)
         }
@@ -78,32 +71,13 @@ mod tests {
 
     /// Asks a real directory how many pages of this size a device of this size gives.
     fn pages_in(region_bytes: u64, bytes: u64, page_bytes: u64) -> u64 {
-        let device = DeviceSpan {
-            offset: 0,
-            bytes,
-            reserved: DATA_START,
-        };
-        let geometry = Geometry {
-            devices: vec![device],
-            region_bytes,
-        };
+        let device = DeviceSpan { offset: 0, bytes, reserved: DATA_START };
+        let geometry = Geometry { devices: vec![device], region_bytes };
         let now = Millis(0);
         let mut directory = Directory::new(Config::default(), &geometry, now).unwrap();
-        let hello = Hello {
-            instance: "a",
-            host: "h",
-            budget_bytes: 0,
-            resume: None,
-        };
-        let session = directory
-            .hello(now, &hello, Secret([0; 16]))
-            .unwrap()
-            .session;
-        let request = Request {
-            seq: 1,
-            acked: 0,
-            body: Body::Regions,
-        };
+        let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+        let session = directory.hello(now, &hello, Secret([0; 16])).unwrap().session;
+        let request = Request { seq: 1, acked: 0, body: Body::Regions };
         match directory.apply(now, session, &request).result.unwrap() {
             Answer::Regions(regions) => regions
                 .iter()

@@ -49,25 +49,16 @@ impl Dispatch<'_> {
         endpoints: &[Endpoint],
         servers: &[Endpoint],
     ) -> anyhow::Result<Run> {
-        let run = format!(
-            "{}-{}",
-            std::process::id(),
-            title.split(' ').next().unwrap_or("run")
-        );
-        let watchers: Vec<Client> = servers
-            .iter()
-            .map(|server| watch(server, &run))
-            .collect::<anyhow::Result<_>>()?;
+        let run = format!("{}-{}", std::process::id(), title.split(' ').next().unwrap_or("run"));
+        let watchers: Vec<Client> =
+            servers.iter().map(|server| watch(server, &run)).collect::<anyhow::Result<_>>()?;
         let before = stats_of(&watchers)?;
         let mut processes: Vec<Option<Process>> = endpoints
             .iter()
             .enumerate()
             .map(|(index, endpoint)| self.start(&run, index, endpoint).map(Some))
             .collect::<anyhow::Result<_>>()?;
-        let mut tally = Tally {
-            start: Instant::now(),
-            ..Tally::new()
-        };
+        let mut tally = Tally { start: Instant::now(), ..Tally::new() };
         self.dispatch(title, &mut processes, &watchers, &mut tally)?;
         tally.run.seconds = tally.start.elapsed().as_secs_f64();
         let mut latencies = BTreeMap::new();
@@ -88,12 +79,7 @@ impl Dispatch<'_> {
         let program = std::env::current_exe().context("cannot find the program itself")?;
         let mut child = Command::new(program)
             .args(["--log", "warn", "replay-instance"])
-            .args([
-                "--server",
-                &endpoint.to_string(),
-                "--instance",
-                &format!("{run}-{index}"),
-            ])
+            .args(["--server", &endpoint.to_string(), "--instance", &format!("{run}-{index}")])
             .args(["--run", run, "--seed", &self.seed.to_string()])
             .args(["--page-bytes", &self.page_bytes.to_string()])
             .stdin(Stdio::piped())
@@ -104,15 +90,8 @@ impl Dispatch<'_> {
         let (requests, outcomes) = pipes.context("an instance has no pipes")?;
         let outcomes = BufReader::new(outcomes);
         // It says once that it is ready, as if that were the outcome of a request.
-        let mut process = Process {
-            child,
-            requests,
-            outcomes,
-            busy: true,
-        };
-        process
-            .outcome()
-            .context("an instance did not start; its message is above")?;
+        let mut process = Process { child, requests, outcomes, busy: true };
+        process.outcome().context("an instance did not start; its message is above")?;
         Ok(process)
     }
 
@@ -127,10 +106,7 @@ impl Dispatch<'_> {
     ) -> anyhow::Result<()> {
         let bar = progress_bar(title, self.requests.len());
         let every = (self.requests.len() / SAMPLES).max(1);
-        let begin = self
-            .requests
-            .first()
-            .map_or(0, |request| request.timestamp_ms);
+        let begin = self.requests.first().map_or(0, |request| request.timestamp_ms);
         let mut turn = 0;
         for (number, request) in self.requests.iter().enumerate() {
             if let Some(factor) = self.speed_up {
@@ -189,10 +165,8 @@ impl Dispatch<'_> {
             write: ratio(done.blocks_stored * self.page_bytes, tally.write_ns),
             read: ratio(done.bytes_verified, tally.read_ns),
         };
-        done.latency_us = latencies
-            .into_iter()
-            .map(|(name, histogram)| (name, latency(&histogram)))
-            .collect();
+        done.latency_us =
+            latencies.into_iter().map(|(name, histogram)| (name, latency(&histogram))).collect();
         done.pins_left = ours().map(|session| session.pins).sum();
         done.reservations_left = ours().map(|session| session.reservations).sum();
         let page_bytes = i128::from(self.page_bytes.max(1));
@@ -281,13 +255,7 @@ struct Tally {
 impl Tally {
     fn new() -> Self {
         let start = Instant::now();
-        Self {
-            run: Run::default(),
-            read_ns: 0,
-            write_ns: 0,
-            start,
-            sampled: (0, 0),
-        }
+        Self { run: Run::default(), read_ns: 0, write_ns: 0, start, sampled: (0, 0) }
     }
 
     fn add(&mut self, outcome: &Outcome) {
@@ -323,18 +291,11 @@ fn watch(server: &Endpoint, run: &str) -> anyhow::Result<Client> {
     let endpoint = server.clone();
     // Its name does not begin like the instances': what they hold is counted by name.
     let instance = format!("watcher-of-{run}");
-    Ok(Client::connect(ClientConfig {
-        endpoint,
-        instance,
-        ..ClientConfig::default()
-    })?)
+    Ok(Client::connect(ClientConfig { endpoint, instance, ..ClientConfig::default() })?)
 }
 
 fn stats_of(watchers: &[Client]) -> anyhow::Result<Vec<Stats>> {
-    watchers
-        .iter()
-        .map(|watcher| Ok(watcher.stats()?))
-        .collect()
+    watchers.iter().map(|watcher| Ok(watcher.stats()?)).collect()
 }
 
 /// The numbers once the servers have cleaned up after all instances, or after some seconds.
@@ -366,12 +327,9 @@ fn latency(histogram: &Histogram<u64>) -> Latency {
     #[expect(clippy::cast_precision_loss)]
     let us = |ns: u64| ns as f64 / 1000.0;
     let at = |percentile: f64| us(histogram.value_at_percentile(percentile));
-    let steps = histogram.iter_quantiles(2).map(|step| {
-        (
-            step.quantile_iterated_to() * 100.0,
-            us(step.value_iterated_to()),
-        )
-    });
+    let steps = histogram
+        .iter_quantiles(2)
+        .map(|step| (step.quantile_iterated_to() * 100.0, us(step.value_iterated_to())));
     Latency {
         count: histogram.len(),
         p50: at(50.0),
@@ -385,11 +343,7 @@ fn latency(histogram: &Histogram<u64>) -> Latency {
 /// A ratio of counts, for people; 0 of nothing.
 #[expect(clippy::cast_precision_loss)]
 fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 {
-        0.0
-    } else {
-        part as f64 / whole as f64
-    }
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
 fn progress_bar(title: &str, len: usize) -> ProgressBar {

@@ -19,23 +19,15 @@ pub(crate) fn text(comparison: &Comparison) -> String {
         bytes(options.page_bytes),
     );
     if trace.skipped_lines > 0 {
-        let _ = writeln!(
-            text,
-            "{} lines were not requests\n",
-            count(trace.skipped_lines)
-        );
+        let _ = writeln!(text, "{} lines were not requests\n", count(trace.skipped_lines));
     }
-    let runs: Vec<(&str, &Run)> = [
-        ("PRIVATE", &comparison.private),
-        ("SHARED", &comparison.shared),
-    ]
-    .into_iter()
-    .filter_map(|(name, run)| Some((name, run.as_ref()?)))
-    .collect();
+    let runs: Vec<(&str, &Run)> =
+        [("PRIVATE", &comparison.private), ("SHARED", &comparison.shared)]
+            .into_iter()
+            .filter_map(|(name, run)| Some((name, run.as_ref()?)))
+            .collect();
     let heads: Vec<String> = runs.iter().map(|(name, _)| format!(">{name}")).collect();
-    let heads: Vec<&str> = std::iter::once("")
-        .chain(heads.iter().map(String::as_str))
-        .collect();
+    let heads: Vec<&str> = std::iter::once("").chain(heads.iter().map(String::as_str)).collect();
     let mut rows = table(&heads);
     for (name, figure) in FIGURES {
         let figures = runs.iter().map(|(_, run)| figure(run));
@@ -54,10 +46,7 @@ pub(crate) fn text(comparison: &Comparison) -> String {
         && private.blocks_hit > 0
     {
         let times = shared.prefix_hit_rate / private.prefix_hit_rate;
-        let _ = writeln!(
-            text,
-            "\nsharing serves {times:.1} times as many blocks from the cache"
-        );
+        let _ = writeln!(text, "\nsharing serves {times:.1} times as many blocks from the cache");
     }
     text
 }
@@ -65,28 +54,16 @@ pub(crate) fn text(comparison: &Comparison) -> String {
 type Figure = fn(&Run) -> String;
 
 const FIGURES: &[(&str, Figure)] = &[
-    ("prefix hit rate", |run| {
-        format!("{:.1} %", run.prefix_hit_rate * 100.0)
-    }),
-    ("bytes not recomputed", |run| {
-        bytes(run.bytes_not_recomputed)
-    }),
+    ("prefix hit rate", |run| format!("{:.1} %", run.prefix_hit_rate * 100.0)),
+    ("bytes not recomputed", |run| bytes(run.bytes_not_recomputed)),
     ("bytes verified", |run| bytes(run.bytes_verified)),
     ("wrong bytes", |run| count(run.wrong_bytes)),
     ("blocks stored", |run| count(run.blocks_stored)),
-    ("blocks not stored again", |run| {
-        count(run.blocks_not_stored_again)
-    }),
-    ("blocks without memory", |run| {
-        count(run.blocks_without_memory)
-    }),
+    ("blocks not stored again", |run| count(run.blocks_not_stored_again)),
+    ("blocks without memory", |run| count(run.blocks_without_memory)),
     ("evictions", |run| count(run.evictions)),
-    ("GB/s into the pool", |run| {
-        format!("{:.2}", run.gb_per_s.write)
-    }),
-    ("GB/s out of the pool", |run| {
-        format!("{:.2}", run.gb_per_s.read)
-    }),
+    ("GB/s into the pool", |run| format!("{:.2}", run.gb_per_s.write)),
+    ("GB/s out of the pool", |run| format!("{:.2}", run.gb_per_s.read)),
     ("seconds", |run| format!("{:.1}", run.seconds)),
     ("instances lost", |run| count(run.instances_lost)),
     ("pins left", |run| count(run.pins_left)),
@@ -97,14 +74,8 @@ const FIGURES: &[(&str, Figure)] = &[
 /// What must not be, in words.
 pub(crate) fn defects(comparison: &Comparison) -> Option<String> {
     let mut found = Vec::new();
-    let runs = [
-        ("private", &comparison.private),
-        ("shared", &comparison.shared),
-    ];
-    for (name, run) in runs
-        .into_iter()
-        .filter_map(|(name, run)| Some((name, run.as_ref()?)))
-    {
+    let runs = [("private", &comparison.private), ("shared", &comparison.shared)];
+    for (name, run) in runs.into_iter().filter_map(|(name, run)| Some((name, run.as_ref()?))) {
         if run.wrong_bytes > 0 {
             found.push(format!("{} wrong bytes ({name})", run.wrong_bytes));
         }
@@ -118,10 +89,7 @@ pub(crate) fn defects(comparison: &Comparison) -> Option<String> {
     if found.is_empty() {
         return None;
     }
-    Some(format!(
-        "{}; this is a defect of Maru: please report it",
-        found.join(", ")
-    ))
+    Some(format!("{}; this is a defect of Maru: please report it", found.join(", ")))
 }
 
 #[cfg(test)]
@@ -168,10 +136,6 @@ mod tests {
     #[test]
     fn wrong_bytes_are_a_defect() {
         assert_eq!(defects(&comparison(0)), None);
-        assert!(
-            defects(&comparison(3))
-                .unwrap()
-                .contains("3 wrong bytes (shared)")
-        );
+        assert!(defects(&comparison(3)).unwrap().contains("3 wrong bytes (shared)"));
     }
 }

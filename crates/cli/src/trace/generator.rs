@@ -87,27 +87,14 @@ pub(crate) struct SettingsError {
 }
 
 impl GeneratorSettings {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "only compared with a far smaller bound"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "only compared with a far smaller bound")]
     fn check(&self) -> Result<(), SettingsError> {
         let bounds = [
             ("requests", self.requests as f64, 1.0, 1e12),
-            (
-                "conversations a minute",
-                f64::from(self.conversations_per_minute),
-                1.0,
-                1e6,
-            ),
+            ("conversations a minute", f64::from(self.conversations_per_minute), 1.0, 1e6),
             ("system prompts", f64::from(self.system_prompts), 1.0, 1e4),
             ("turns on average", self.turns_mean, 1.0, 1e3),
-            (
-                "seconds of thinking",
-                f64::from(self.think_time_median_s),
-                1.0,
-                3_600.0,
-            ),
+            ("seconds of thinking", f64::from(self.think_time_median_s), 1.0, 3_600.0),
             (
                 "tokens in a first message",
                 f64::from(self.first_message_tokens_median),
@@ -118,12 +105,7 @@ impl GeneratorSettings {
         for (what, value, smallest, largest) in bounds {
             // Not a number is in no range.
             if !(smallest..=largest).contains(&value) {
-                return Err(SettingsError {
-                    what,
-                    value,
-                    smallest,
-                    largest,
-                });
+                return Err(SettingsError { what, value, smallest, largest });
             }
         }
         Ok(())
@@ -224,8 +206,7 @@ impl Generator {
                 blocks: Vec::new(),
                 tokens: self.system_prompts[system_prompt].tokens,
             };
-            self.waiting
-                .insert((arrival_ms, self.arrived), conversation);
+            self.waiting.insert((arrival_ms, self.arrived), conversation);
             self.arrived += 1;
             let gap_mean_ms = 60_000.0 / f64::from(self.settings.conversations_per_minute);
             self.next_arrival_ms += self.random.exponential() * gap_mean_ms;
@@ -263,8 +244,7 @@ impl Generator {
         let message = self.random.heavy_tailed(median, tail, 1..=room);
         let prompt_tokens = conversation.tokens + message;
         let output_tokens =
-            self.random
-                .heavy_tailed(OUTPUT_TOKENS_MEDIAN, Tail::Light, 1..=OUTPUT_TOKENS_MAX);
+            self.random.heavy_tailed(OUTPUT_TOKENS_MEDIAN, Tail::Light, 1..=OUTPUT_TOKENS_MAX);
         let whole = prompt_tokens / BLOCK_TOKENS;
         let new = whole.saturating_sub(conversation.blocks.len() as u64);
         let first_new = self.next_hash_id;
@@ -300,9 +280,7 @@ impl Generator {
     fn comes_back_ms(&mut self, request: &TraceRequest, tokens: u64) -> Option<u64> {
         let ends = self.random.unit() < 1.0 / self.settings.turns_mean;
         let think_median_ms = u64::from(self.settings.think_time_median_s) * 1_000;
-        let think_ms = self
-            .random
-            .heavy_tailed(think_median_ms, Tail::Heavy, THINK_TIME_MS);
+        let think_ms = self.random.heavy_tailed(think_median_ms, Tail::Heavy, THINK_TIME_MS);
         let answer_ms = request.output_length * OUTPUT_TOKEN_MS;
         let fits = tokens < CONTEXT_TOKENS_MAX;
         (fits && !ends).then_some(request.timestamp_ms + answer_ms + think_ms)

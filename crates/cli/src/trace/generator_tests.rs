@@ -16,19 +16,11 @@ struct Lru {
 
 impl Lru {
     fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            clock: 0,
-            used_at: BTreeMap::new(),
-            by_age: BTreeMap::new(),
-        }
+        Self { capacity, clock: 0, used_at: BTreeMap::new(), by_age: BTreeMap::new() }
     }
 
     fn serve(&mut self, blocks: &[u64]) -> usize {
-        let hits = blocks
-            .iter()
-            .take_while(|block| self.used_at.contains_key(block))
-            .count();
+        let hits = blocks.iter().take_while(|block| self.used_at.contains_key(block)).count();
         for block in blocks {
             self.clock += 1;
             if let Some(before) = self.used_at.insert(*block, self.clock) {
@@ -61,10 +53,7 @@ fn hit_rate(requests: &[TraceRequest], caches: usize, capacity: usize) -> f64 {
 #[test]
 fn resembles_a_chat_service() {
     for seed in 0..3 {
-        let settings = GeneratorSettings {
-            seed,
-            ..GeneratorSettings::default()
-        };
+        let settings = GeneratorSettings { seed, ..GeneratorSettings::default() };
         let requests = generate(&settings).unwrap();
         assert_eq!(requests.len(), 10_000);
         let blocks: usize = requests.iter().map(|request| request.hash_ids.len()).sum();
@@ -96,10 +85,7 @@ fn lengths_have_heavy_tails() {
         let mut sorted: Vec<u64> = requests.iter().map(length).collect();
         sorted.sort_unstable();
         let (median, p99) = (sorted[5_000], sorted[9_900]);
-        println!(
-            "{name}: median {median}, p99 {p99}, largest {}",
-            sorted[9_999]
-        );
+        println!("{name}: median {median}, p99 {p99}, largest {}", sorted[9_999]);
         assert!(p99 > 5 * median, "{name}: median {median}, p99 {p99}");
     }
 }
@@ -108,48 +94,30 @@ fn lengths_have_heavy_tails() {
 /// generator was meant to change, say so in the CHANGELOG.
 #[test]
 fn a_seed_gives_the_same_trace_for_ever() {
-    let settings = GeneratorSettings {
-        requests: 1_000,
-        seed: 42,
-        ..GeneratorSettings::default()
-    };
+    let settings = GeneratorSettings { requests: 1_000, seed: 42, ..GeneratorSettings::default() };
     let mut bytes = Vec::new();
     write(Generator::new(&settings).unwrap(), &mut bytes).unwrap();
     // FNV-1a.
-    let digest = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
-            (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+    let digest = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
+        (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     assert_eq!(digest, 0x6bd7_cebb_4955_b343, "{digest:#x}");
     assert_eq!(generate(&settings), generate(&settings));
-    let other = GeneratorSettings {
-        seed: 43,
-        ..settings.clone()
-    };
+    let other = GeneratorSettings { seed: 43, ..settings.clone() };
     assert_ne!(generate(&settings), generate(&other));
 }
 
 #[test]
 fn a_longer_trace_begins_like_a_shorter_one() {
-    let shorter = GeneratorSettings {
-        requests: 100,
-        ..GeneratorSettings::default()
-    };
+    let shorter = GeneratorSettings { requests: 100, ..GeneratorSettings::default() };
     let longer = Generator::new(&GeneratorSettings::default()).unwrap();
-    assert_eq!(
-        generate(&shorter).unwrap(),
-        longer.take(100).collect::<Vec<_>>()
-    );
+    assert_eq!(generate(&shorter).unwrap(), longer.take(100).collect::<Vec<_>>());
 }
 
 #[test]
 fn is_read_back_as_written() {
-    let requests: Vec<TraceRequest> = generate(&GeneratorSettings {
-        requests: 300,
-        ..GeneratorSettings::default()
-    })
-    .unwrap();
+    let requests: Vec<TraceRequest> =
+        generate(&GeneratorSettings { requests: 300, ..GeneratorSettings::default() }).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     write(requests.clone(), &mut file.as_file()).unwrap();
     let trace = read(Path::new(file.path()), BadLines::Stop).unwrap();
@@ -160,21 +128,12 @@ fn is_read_back_as_written() {
 #[test]
 fn impossible_settings_are_refused() {
     for turns_mean in [0.0, 0.99, f64::NAN, f64::INFINITY] {
-        let settings = GeneratorSettings {
-            turns_mean,
-            ..GeneratorSettings::default()
-        };
+        let settings = GeneratorSettings { turns_mean, ..GeneratorSettings::default() };
         assert!(generate(&settings).is_err(), "{turns_mean}");
     }
-    let none = GeneratorSettings {
-        requests: 0,
-        ..GeneratorSettings::default()
-    };
+    let none = GeneratorSettings { requests: 0, ..GeneratorSettings::default() };
     let message = generate(&none).unwrap_err().to_string();
-    assert_eq!(
-        message,
-        "a trace cannot have 0 requests: give 1 to 1000000000000"
-    );
+    assert_eq!(message, "a trace cannot have 0 requests: give 1 to 1000000000000");
 }
 
 proptest! {

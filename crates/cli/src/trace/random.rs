@@ -123,9 +123,8 @@ mod tests {
         assert!((4_700..5_260).contains(&long), "{long}");
 
         for (tail, p99) in [(Tail::Light, 9_950), (Tail::Heavy, 31_400)] {
-            let mut sizes: Vec<u64> = (0..DRAWS)
-                .map(|_| random.heavy_tailed(1_000, tail, 10..=1_000_000))
-                .collect();
+            let mut sizes: Vec<u64> =
+                (0..DRAWS).map(|_| random.heavy_tailed(1_000, tail, 10..=1_000_000)).collect();
             sizes.sort_unstable();
             assert!((970..1_030).contains(&sizes[50_000]), "{}", sizes[50_000]);
             assert!(sizes[99_000] > p99 * 9 / 10 && sizes[99_000] < p99 * 11 / 10);
@@ -137,10 +136,7 @@ mod tests {
             let index = random.within(10..=16) - 10;
             seen[usize::try_from(index).unwrap()] += 1;
         }
-        assert!(
-            seen.iter().all(|count| (850..1_150).contains(count)),
-            "{seen:?}"
-        );
+        assert!(seen.iter().all(|count| (850..1_150).contains(count)), "{seen:?}");
         // The widest range neither overflows nor is cut.
         assert!((0..64).any(|_| random.within(0..=u64::MAX) > u64::MAX / 2));
     }

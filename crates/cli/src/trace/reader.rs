@@ -40,20 +40,12 @@ pub(crate) enum TraceError {
     )]
     Open { path: PathBuf, source: io::Error },
     #[error("cannot read the trace {} at line {line}: {source}", .path.display())]
-    Read {
-        path: PathBuf,
-        line: u64,
-        source: io::Error,
-    },
+    Read { path: PathBuf, line: u64, source: io::Error },
     #[error(
         "{}, line {line}: {reason}; correct the line, or pass over such lines with \
          --skip-bad-lines", .path.display()
     )]
-    BadLine {
-        path: PathBuf,
-        line: u64,
-        reason: BadLine,
-    },
+    BadLine { path: PathBuf, line: u64, reason: BadLine },
     /// The file is empty, or nothing was left of it.
     #[error(
         "{} has no request ({skipped_lines} bad lines were passed over): give a trace with one JSON \
@@ -87,10 +79,8 @@ pub(crate) enum BadLine {
 
 /// Reads a whole trace. Blank lines are passed over and do not count as bad.
 pub(crate) fn read(path: &Path, bad_lines: BadLines) -> Result<Trace, TraceError> {
-    let file = File::open(path).map_err(|source| TraceError::Open {
-        path: path.to_owned(),
-        source,
-    })?;
+    let file =
+        File::open(path).map_err(|source| TraceError::Open { path: path.to_owned(), source })?;
     read_from(BufReader::with_capacity(1 << 16, file), path, bad_lines)
 }
 
@@ -99,19 +89,12 @@ fn read_from(
     path: &Path,
     bad_lines: BadLines,
 ) -> Result<Trace, TraceError> {
-    let mut trace = Trace {
-        requests: Vec::new(),
-        skipped_lines: 0,
-    };
+    let mut trace = Trace { requests: Vec::new(), skipped_lines: 0 };
     let mut buffer = Vec::new();
     let mut line = 0;
     loop {
         line += 1;
-        let unreadable = |source| TraceError::Read {
-            path: path.to_owned(),
-            line,
-            source,
-        };
+        let unreadable = |source| TraceError::Read { path: path.to_owned(), line, source };
         let end = next_line(&mut input, &mut buffer).map_err(unreadable)?;
         let parsed = match end {
             LineEnd::NoMoreLines => break,
@@ -129,11 +112,7 @@ fn read_from(
                 }
             }
             Err(reason) => {
-                return Err(TraceError::BadLine {
-                    path: path.to_owned(),
-                    line,
-                    reason,
-                });
+                return Err(TraceError::BadLine { path: path.to_owned(), line, reason });
             }
         }
     }
@@ -173,9 +152,8 @@ fn next_line(input: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<LineE
 
 /// One line by itself.
 fn parse(line: &[u8]) -> Result<TraceRequest, BadLine> {
-    let text = std::str::from_utf8(line).map_err(|error| BadLine::NotUtf8 {
-        byte: error.valid_up_to() + 1,
-    })?;
+    let text = std::str::from_utf8(line)
+        .map_err(|error| BadLine::NotUtf8 { byte: error.valid_up_to() + 1 })?;
     if !text.trim_ascii_start().starts_with('{') {
         return Err(BadLine::NotAnObject);
     }
@@ -195,10 +173,7 @@ fn parse(line: &[u8]) -> Result<TraceRequest, BadLine> {
 fn follows(trace: &Trace, request: TraceRequest) -> Result<TraceRequest, BadLine> {
     let previous_ms = trace.requests.last().map_or(0, |last| last.timestamp_ms);
     if request.timestamp_ms < previous_ms {
-        return Err(BadLine::TimeGoesBack {
-            timestamp_ms: request.timestamp_ms,
-            previous_ms,
-        });
+        return Err(BadLine::TimeGoesBack { timestamp_ms: request.timestamp_ms, previous_ms });
     }
     Ok(request)
 }
@@ -212,10 +187,7 @@ fn json_reason(error: &serde_json::Error) -> BadLine {
     // serde_json counts lines inside of what it was given, which is always one line.
     let place = format!(" at line {} column {column}", error.line());
     let message = message.strip_suffix(&place).unwrap_or(&message);
-    BadLine::Json {
-        reason: message.chars().take(REASON_CHARS_MAX).collect(),
-        column,
-    }
+    BadLine::Json { reason: message.chars().take(REASON_CHARS_MAX).collect(), column }
 }
 
 #[cfg(test)]
@@ -276,46 +248,19 @@ mod tests {
     #[test]
     fn bad_json() {
         for (line, reason) in [
-            (
-                request(("5", "\"5\"")),
-                "invalid type: string \"5\", expected u64 (column 17)",
-            ),
-            (
-                request(("5", "-5")),
-                "invalid value: integer `-5`, expected u64 (column 16)",
-            ),
-            (
-                request(("5", "5.5")),
-                "invalid type: floating point `5.5`, expected u64 (column 17)",
-            ),
-            (
-                request(("\"hash_ids\"", "\"ids\"")),
-                "missing field `hash_ids` (column 72)",
-            ),
-            (
-                request(("output", "input")),
-                "duplicate field `input_length` (column 52)",
-            ),
+            (request(("5", "\"5\"")), "invalid type: string \"5\", expected u64 (column 17)"),
+            (request(("5", "-5")), "invalid value: integer `-5`, expected u64 (column 16)"),
+            (request(("5", "5.5")), "invalid type: floating point `5.5`, expected u64 (column 17)"),
+            (request(("\"hash_ids\"", "\"ids\"")), "missing field `hash_ids` (column 72)"),
+            (request(("output", "input")), "duplicate field `input_length` (column 52)"),
             (request(("}", "} {}")), "trailing characters (column 79)"),
-            (
-                request(("]}", "")),
-                "the JSON object does not end on this line (column 75)",
-            ),
-            (
-                request(("[0, 1]", "{}")),
-                "invalid type: map, expected a sequence (column 70)",
-            ),
+            (request(("]}", "")), "the JSON object does not end on this line (column 75)"),
+            (request(("[0, 1]", "{}")), "invalid type: map, expected a sequence (column 70)"),
         ] {
             let (number, found) = bad(&line);
             assert_eq!((number, found.to_string().as_str()), (1, reason), "{line}");
         }
-        for line in [
-            "[5, 600, 9, [0, 1]]",
-            "null",
-            "7",
-            "timestamp,input_length",
-            "\u{feff}{}",
-        ] {
+        for line in ["[5, 600, 9, [0, 1]]", "null", "7", "timestamp,input_length", "\u{feff}{}"] {
             assert_eq!(bad(line), (1, BadLine::NotAnObject), "{line}");
         }
     }
@@ -326,10 +271,7 @@ mod tests {
         let repeated = request(("[0, 1]", "[3, 1, 2, 3]"));
         assert_eq!(bad(repeated), (1, BadLine::RepeatedBlock { hash_id: 3 }));
         let back = format!("{GOOD}\n{}", request((": 5,", ": 4,")));
-        let reason = BadLine::TimeGoesBack {
-            timestamp_ms: 4,
-            previous_ms: 5,
-        };
+        let reason = BadLine::TimeGoesBack { timestamp_ms: 4, previous_ms: 5 };
         assert_eq!(bad(back), (2, reason));
         assert_eq!(bad(b"{\"a\": \"\xff\"}"), (1, BadLine::NotUtf8 { byte: 8 }));
     }
@@ -339,21 +281,14 @@ mod tests {
         let filler = " ".repeat(LINE_BYTES_MAX - GOOD.len());
         let longest = format!("{GOOD}{filler}\n{GOOD}");
         assert_eq!(check(&longest, BadLines::Stop).unwrap().requests.len(), 2);
-        assert_eq!(
-            bad(format!("{GOOD}\n{GOOD}{filler} ")),
-            (2, BadLine::TooLong)
-        );
+        assert_eq!(bad(format!("{GOOD}\n{GOOD}{filler} ")), (2, BadLine::TooLong));
         // Endless input, too, is refused once the limit is passed.
         let endless = check_endless();
         assert!(matches!(endless, Err(TraceError::BadLine { line: 1, .. })));
     }
 
     fn check_endless() -> Result<Trace, TraceError> {
-        read_from(
-            BufReader::new(io::repeat(b'x')),
-            Path::new("zero"),
-            BadLines::Stop,
-        )
+        read_from(BufReader::new(io::repeat(b'x')), Path::new("zero"), BadLines::Stop)
     }
 
     #[test]
@@ -366,31 +301,16 @@ mod tests {
     fn nothing_in_it() {
         for input in ["", "\n", "\n \r\n"] {
             let error = check(input, BadLines::Stop).unwrap_err();
-            assert!(matches!(
-                error,
-                TraceError::NoRequests {
-                    skipped_lines: 0,
-                    ..
-                }
-            ));
+            assert!(matches!(error, TraceError::NoRequests { skipped_lines: 0, .. }));
         }
         let error = check("x\ny\n", BadLines::Skip).unwrap_err();
-        assert!(matches!(
-            error,
-            TraceError::NoRequests {
-                skipped_lines: 2,
-                ..
-            }
-        ));
+        assert!(matches!(error, TraceError::NoRequests { skipped_lines: 2, .. }));
     }
 
     #[test]
     fn messages_say_what_next() {
         let error = check("[]", BadLines::Stop).unwrap_err().to_string();
-        assert!(
-            error.starts_with("a.jsonl, line 1: not a JSON object"),
-            "{error}"
-        );
+        assert!(error.starts_with("a.jsonl, line 1: not a JSON object"), "{error}");
         assert!(error.ends_with("--skip-bad-lines"), "{error}");
 
         let folder = tempfile::tempdir().unwrap();

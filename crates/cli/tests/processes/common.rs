@@ -10,11 +10,7 @@ use maru_protocol::Endpoint;
 /// The program under test.
 pub(crate) fn maru(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_maru"));
-    command
-        .args(args)
-        .env_remove("MARU_SERVER")
-        .env_remove("MARU_SOCKET")
-        .env_remove("MARU_LOG");
+    command.args(args).env_remove("MARU_SERVER").env_remove("MARU_SOCKET").env_remove("MARU_LOG");
     command
 }
 
@@ -38,10 +34,7 @@ pub(crate) fn stderr(output: &Output) -> String {
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_mins(1),
-            "{what}: it does not happen"
-        );
+        assert!(start.elapsed() < Duration::from_mins(1), "{what}: it does not happen");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -58,13 +51,7 @@ impl Serving {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let pool = format!("{}:{size}", folder.path().join("pool").display());
         let socket = folder.path().join("socket");
-        let mut args = vec![
-            "serve",
-            "--pool",
-            &pool,
-            "--socket",
-            socket.to_str().unwrap(),
-        ];
+        let mut args = vec!["serve", "--pool", &pool, "--socket", socket.to_str().unwrap()];
         args.extend(flags);
         let child = maru(&args).stderr(Stdio::null()).spawn().unwrap();
         let serving = Self { child, folder };
@@ -83,12 +70,7 @@ impl Serving {
     pub(crate) fn connect(&self) -> Option<Client> {
         let endpoint = Endpoint::Unix(self.socket());
         let instance = "test".to_owned();
-        Client::connect(ClientConfig {
-            endpoint,
-            instance,
-            ..ClientConfig::default()
-        })
-        .ok()
+        Client::connect(ClientConfig { endpoint, instance, ..ClientConfig::default() }).ok()
     }
 }
 

@@ -17,10 +17,7 @@ fn children(parent: &Child) -> Vec<i32> {
     let pid = parent.id();
     let path = format!("/proc/{pid}/task/{pid}/children");
     let listed = std::fs::read_to_string(path).unwrap_or_default();
-    listed
-        .split_whitespace()
-        .map(|child| child.parse().unwrap())
-        .collect()
+    listed.split_whitespace().map(|child| child.parse().unwrap()).collect()
 }
 
 /// A number below `end` that differs from turn to turn.
@@ -39,10 +36,7 @@ fn whoever_is_killed_leaves_nothing_behind() {
         if lost >= KILLS {
             break;
         }
-        assert!(
-            turn < 10 * KILLS,
-            "most kills come too late to hit a running replay"
-        );
+        assert!(turn < 10 * KILLS, "most kills come too late to hit a running replay");
         let seed = turn.to_string();
         let args = [
             "replay",
@@ -60,18 +54,17 @@ fn whoever_is_killed_leaves_nothing_behind() {
             "--seed",
             &seed,
         ];
-        let mut replay = maru(&args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut replay = maru(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let run = format!("{}-shared-", replay.id());
         wait_until("the instances start", || {
-            children(&replay).len() == 4 || replay.try_wait().unwrap().is_some()
+            let sessions = client.stats().unwrap().sessions;
+            let ours = sessions.iter().filter(|session| session.instance.starts_with(&run));
+            ours.count() == 4 || replay.try_wait().unwrap().is_some()
         });
         let victims = children(&replay);
         std::thread::sleep(Duration::from_micros(random(turn, 60_000)));
         let victim = victims.get(usize::try_from(turn).unwrap() % 4).copied();
-        let name = format!("{}-shared-{}", replay.id(), turn % 4);
+        let name = format!("{run}{}", turn % 4);
         let killed = victim
             .and_then(Pid::from_raw)
             .is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
@@ -82,44 +75,21 @@ fn whoever_is_killed_leaves_nothing_behind() {
         });
         slowest = slowest.max(start.elapsed());
         let mut result = String::new();
-        replay
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut result)
-            .unwrap();
+        replay.stdout.take().unwrap().read_to_string(&mut result).unwrap();
         let status = replay.wait().unwrap();
         assert!(status.success(), "turn {turn}: {status} {result}");
         let result: Value = serde_json::from_str(&result).unwrap();
         let shared = &result["shared"];
-        for name in [
-            "wrong_bytes",
-            "pins_left",
-            "reservations_left",
-            "pages_lost",
-        ] {
+        for name in ["wrong_bytes", "pins_left", "reservations_left", "pages_lost"] {
             assert_eq!(shared[name], 0, "turn {turn}, {name}: {shared}");
         }
-        assert!(
-            shared["requests"].as_u64() >= Some(149),
-            "the others take over: {shared}"
-        );
+        assert!(shared["requests"].as_u64() >= Some(149), "the others take over: {shared}");
         lost += shared["instances_lost"].as_u64().unwrap();
     }
     let stats = client.stats().unwrap();
-    assert_eq!(
-        (stats.pins, stats.pages_reserved, stats.lost_bytes()),
-        (0, 0, 0)
-    );
-    assert_eq!(
-        stats.pages_quarantined, 0,
-        "processes seen to die need no quarantine"
-    );
+    assert_eq!((stats.pins, stats.pages_reserved, stats.lost_bytes()), (0, 0, 0));
+    assert_eq!(stats.pages_quarantined, 0, "processes seen to die need no quarantine");
     assert_eq!(stats.counters.rule_violations, 0);
-    assert!(
-        lost > KILLS / 2,
-        "most of the kills hit a running replay: {lost}"
-    );
     println!(
         "{lost} instances killed in the middle; the slowest was cleaned up after in {slowest:?}"
     );

@@ -10,14 +10,10 @@ use maru_protocol::Key;
 fn a_server_is_looked_into_and_stops_cleanly() {
     let mut serving = Serving::start("16MiB", &["--listen", "127.0.0.1:0"]);
     let client = serving.connect().unwrap();
-    let keys = [
-        Key::new(b"m@00000000@aa@0").unwrap(),
-        Key::new(b"m@00000000@bb\x1b[31m@0").unwrap(),
-    ];
+    let keys =
+        [Key::new(b"m@00000000@aa@0").unwrap(), Key::new(b"m@00000000@bb\x1b[31m@0").unwrap()];
     for reserved in client.reserve(&keys, 65_536, Reserve::default()).unwrap() {
-        let Reserved::Page(page) = reserved else {
-            panic!("{reserved:?}")
-        };
+        let Reserved::Page(page) = reserved else { panic!("{reserved:?}") };
         client.commit([page]).unwrap();
     }
     let _pinned = client.acquire(&keys[..1], Acquire::default()).unwrap();
@@ -32,21 +28,12 @@ fn a_server_is_looked_into_and_stops_cleanly() {
 
     let ls = json(&["ls", "--server", server, "--json", "m@00000000@a"]);
     assert_eq!(ls.as_array().unwrap().len(), 1);
-    assert_eq!(
-        (&ls[0]["key"], &ls[0]["pins"]),
-        (&"m@00000000@aa@0".into(), &1.into())
-    );
+    assert_eq!((&ls[0]["key"], &ls[0]["pins"]), (&"m@00000000@aa@0".into(), &1.into()));
     let table = run(&["ls", "--server", server]).stdout;
-    assert!(
-        !table.contains(&0x1b),
-        "a key cannot send codes to the terminal"
-    );
+    assert!(!table.contains(&0x1b), "a key cannot send codes to the terminal");
 
     let pins = json(&["pins", "--server", server, "--json"]);
-    assert_eq!(
-        (&pins[0]["instance"], &pins[0]["kind"]),
-        (&"test".into(), &"pin".into())
-    );
+    assert_eq!((&pins[0]["instance"], &pins[0]["kind"]), (&"test".into(), &"pin".into()));
     let by_instance = json(&["pins", "--server", server, "--json", "--by-instance"]);
     assert_eq!(by_instance[0]["pins"], 1);
 
@@ -68,13 +55,7 @@ fn a_server_is_looked_into_and_stops_cleanly() {
 fn a_second_server_is_refused_and_the_first_goes_on() {
     let serving = Serving::start("16MiB", &[]);
     let (socket, pool) = (serving.socket(), serving.pool());
-    let same_socket = run(&[
-        "serve",
-        "--socket",
-        text(&socket),
-        "--pool",
-        "/dev/shm/never:16MiB",
-    ]);
+    let same_socket = run(&["serve", "--socket", text(&socket), "--pool", "/dev/shm/never:16MiB"]);
     assert_eq!(same_socket.status.code(), Some(1));
     assert!(
         stderr(&same_socket).contains("another server is listening"),
@@ -84,11 +65,7 @@ fn a_second_server_is_refused_and_the_first_goes_on() {
     let other = serving.folder.path().join("other");
     let same_pool = run(&["serve", "--socket", text(&other), "--pool", text(&pool)]);
     assert_eq!(same_pool.status.code(), Some(1));
-    assert!(
-        stderr(&same_pool).contains("in use by another server"),
-        "{}",
-        stderr(&same_pool)
-    );
+    assert!(stderr(&same_pool).contains("in use by another server"), "{}", stderr(&same_pool));
     assert!(serving.connect().is_some());
 }
 
@@ -101,31 +78,11 @@ fn wrong_input_is_answered_with_what_to_do() {
     let too_large = format!("{}:900TiB", path("large"));
     let cases: [(&[&str], i32, &str); 9] = [
         (&["stat", "--server", "/nobody/here"], 3, "maru serve"),
-        (
-            &["serve", "--socket", &socket, "--pool", &too_large],
-            1,
-            "more than",
-        ),
-        (
-            &["serve", "--socket", &socket, "--pool", &path("foreign")],
-            1,
-            "maru pool init",
-        ),
-        (
-            &["serve", "--socket", &socket, "--pool", &path("absent")],
-            1,
-            "512MiB",
-        ),
-        (
-            &["serve", "--socket", &socket, "--listen", "0.0.0.0:0"],
-            1,
-            "--insecure",
-        ),
-        (
-            &["serve", "--socket", &socket, "--region-size", "3MiB"],
-            1,
-            "power of two",
-        ),
+        (&["serve", "--socket", &socket, "--pool", &too_large], 1, "more than"),
+        (&["serve", "--socket", &socket, "--pool", &path("foreign")], 1, "maru pool init"),
+        (&["serve", "--socket", &socket, "--pool", &path("absent")], 1, "512MiB"),
+        (&["serve", "--socket", &socket, "--listen", "0.0.0.0:0"], 1, "--insecure"),
+        (&["serve", "--socket", &socket, "--region-size", "3MiB"], 1, "power of two"),
         (&["replay", "--page-size", "16 apples"], 2, "512MiB"),
         (&["replay", "--trace", "/nobody/here"], 1, "/nobody/here"),
         (&["--log", "l=o=u=d", "stat"], 2, "--log"),
@@ -137,11 +94,7 @@ fn wrong_input_is_answered_with_what_to_do() {
         assert!(complaint.contains(hint), "{args:?}: {complaint}");
         assert!(!complaint.contains("panicked"), "{args:?}: {complaint}");
     }
-    assert_eq!(
-        std::fs::read(path("foreign")).unwrap(),
-        vec![7; 8 << 20],
-        "it is untouched"
-    );
+    assert_eq!(std::fs::read(path("foreign")).unwrap(), vec![7; 8 << 20], "it is untouched");
     assert!(!folder.path().join("large").exists());
 }
 
@@ -167,22 +120,13 @@ fn a_pool_is_made_once() {
 fn the_default_server_needs_no_flag() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     // The defaults, but for a socket and a pool that another user's test may have taken.
-    let mut child = maru(&["serve"])
-        .env("XDG_RUNTIME_DIR", folder.path())
-        .spawn()
-        .unwrap();
+    let mut child = maru(&["serve"]).env("XDG_RUNTIME_DIR", folder.path()).spawn().unwrap();
     let stat = || {
-        let output = maru(&["stat", "--json"])
-            .env("XDG_RUNTIME_DIR", folder.path())
-            .output();
+        let output = maru(&["stat", "--json"]).env("XDG_RUNTIME_DIR", folder.path()).output();
         output.unwrap().status.success()
     };
     wait_until("the server answers", || {
-        stat()
-            || child
-                .try_wait()
-                .unwrap()
-                .is_some_and(|status| panic!("it ended: {status}"))
+        stat() || child.try_wait().unwrap().is_some_and(|status| panic!("it ended: {status}"))
     });
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&child),
@@ -197,9 +141,6 @@ fn the_default_server_needs_no_flag() {
 fn completions_come_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(&["completions", shell]).stdout;
-        assert!(
-            String::from_utf8_lossy(&script).contains("replay"),
-            "{shell}"
-        );
+        assert!(String::from_utf8_lossy(&script).contains("replay"), "{shell}");
     }
 }

@@ -21,12 +21,7 @@ fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 /// What must hold after every replay, whatever happened on the way.
 fn nothing_wrong(run: &Value) {
-    for name in [
-        "wrong_bytes",
-        "pins_left",
-        "reservations_left",
-        "pages_lost",
-    ] {
+    for name in ["wrong_bytes", "pins_left", "reservations_left", "pages_lost"] {
         assert_eq!(run[name], 0, "{name}: {run}");
     }
 }
@@ -44,15 +39,9 @@ fn sharing_beats_private_pools_and_every_byte_is_right() {
         assert_eq!(run["instances_lost"], 0);
         for request in ["acquire", "release", "reserve", "commit"] {
             let latency = &run["latency_us"][request];
-            assert!(
-                latency["p99"].as_f64() >= latency["p50"].as_f64(),
-                "{latency}"
-            );
+            assert!(latency["p99"].as_f64() >= latency["p50"].as_f64(), "{latency}");
         }
-        assert!(
-            run["evictions"].as_u64() > Some(0),
-            "a pool this small must evict"
-        );
+        assert!(run["evictions"].as_u64() > Some(0), "a pool this small must evict");
     }
     assert!(shared["prefix_hit_rate"].as_f64() > private["prefix_hit_rate"].as_f64());
 }
@@ -60,13 +49,7 @@ fn sharing_beats_private_pools_and_every_byte_is_right() {
 #[test]
 fn instances_may_come_over_unix_sockets_and_tcp() {
     for transport in ["mixed", "tcp"] {
-        let result = json(&with(&[
-            "--json",
-            "--pools",
-            "shared",
-            "--transport",
-            transport,
-        ]));
+        let result = json(&with(&["--json", "--pools", "shared", "--transport", transport]));
         assert_eq!(result["private"], Value::Null);
         nothing_wrong(&result["shared"]);
         assert!(result["shared"]["blocks_hit"].as_u64() > Some(0));
@@ -119,22 +102,11 @@ fn odd_page_sizes_work() {
 fn a_bad_trace_line_is_named_or_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let (good, bad) = (folder.path().join("good"), folder.path().join("bad"));
-    let made = run(&[
-        "trace",
-        "generate",
-        "--requests",
-        "20",
-        "--seed",
-        "3",
-        "--output",
-        text(&good),
-    ]);
+    let made =
+        run(&["trace", "generate", "--requests", "20", "--seed", "3", "--output", text(&good)]);
     assert!(made.status.success(), "{}", stderr(&made));
-    let mut lines: Vec<String> = std::fs::read_to_string(&good)
-        .unwrap()
-        .lines()
-        .map(str::to_owned)
-        .collect();
+    let mut lines: Vec<String> =
+        std::fs::read_to_string(&good).unwrap().lines().map(str::to_owned).collect();
     assert_eq!(lines.len(), 20);
     lines.insert(10, r#"{"timestamp": "soon", "hash_ids": []}"#.to_owned());
     std::fs::write(&bad, lines.join("\n")).unwrap();
@@ -151,16 +123,10 @@ fn a_bad_trace_line_is_named_or_passed_over() {
     let refused = run(&base);
     assert_eq!(refused.status.code(), Some(1));
     let complaint = stderr(&refused);
-    assert!(
-        complaint.contains("11") && complaint.contains("--skip-bad-lines"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("11") && complaint.contains("--skip-bad-lines"), "{complaint}");
     let skipped = json(&[&base[..], &["--skip-bad-lines"]].concat());
     assert_eq!(
-        (
-            &skipped["trace"]["skipped_lines"],
-            &skipped["shared"]["requests"]
-        ),
+        (&skipped["trace"]["skipped_lines"], &skipped["shared"]["requests"]),
         (&1.into(), &20.into())
     );
 }
@@ -173,8 +139,5 @@ fn the_report_is_one_page_with_the_same_figures() {
     assert!(output.status.success(), "{}", stderr(&output));
     let page = std::fs::read_to_string(&report).unwrap();
     assert!(page.contains("<svg") && page.contains("</html>"));
-    assert!(
-        !page.contains("src=") && !page.contains("<script"),
-        "it needs nothing from outside"
-    );
+    assert!(!page.contains("src=") && !page.contains("<script"), "it needs nothing from outside");
 }

@@ -7,7 +7,7 @@ use maru_protocol::{
     Refusal, ReleaseOutcome, Reply, Request, ReserveOutcome, Secret, SessionId,
 };
 
-use crate::reference::{Entry, Model, Name, Phase, Reservation};
+use crate::reference::{Entry, Model, Name, Phase, Reservation, Session};
 
 /// What a request may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,22 +44,11 @@ impl Model {
         reply: &Reply,
         after: &Snapshot,
     ) -> Effect {
-        assert_eq!(
-            reply.seq, request.seq,
-            "a reply carries its request's number"
-        );
+        assert_eq!(reply.seq, request.seq, "a reply carries its request's number");
         self.counters.requests += 1;
-        let seen = Seen {
-            now,
-            id,
-            answer: &reply.result,
-            after,
-        };
+        let seen = Seen { now, id, answer: &reply.result, after };
         let (expected, effect) = self.expect(&seen, request);
-        assert_eq!(
-            reply.result, expected,
-            "directory (left) and reference, asked {request:?}"
-        );
+        assert_eq!(reply.result, expected, "directory (left) and reference, asked {request:?}");
         self.counters.refusals += u64::from(expected.is_err());
         effect
     }
@@ -83,29 +72,16 @@ impl Model {
         }
         if seq <= floor {
             let floor = floor.saturating_add(1);
-            return (
-                Err(Refusal::AlreadyAcknowledged { seq, floor }),
-                Effect::Repeated,
-            );
+            return (Err(Refusal::AlreadyAcknowledged { seq, floor }), Effect::Repeated);
         }
         if session.replies.len() >= window as usize {
             return (Err(Refusal::WindowFull { window }), Effect::Repeated);
         }
         let expected = self.answer(seen, &request.body);
-        let session = self
-            .sessions
-            .get_mut(&seen.id)
-            .expect("nothing here removes one");
+        let session = self.sessions.get_mut(&seen.id).expect("nothing here removes one");
         session.replies.insert(seq, expected.clone());
         let refused = expected.is_err();
-        (
-            expected,
-            if refused {
-                Effect::Repeated
-            } else {
-                Effect::Change
-            },
-        )
+        (expected, if refused { Effect::Repeated } else { Effect::Change })
     }
 
     fn answer(&mut self, seen: &Seen<'_>, body: &Body<'static>) -> Expected {
@@ -116,32 +92,21 @@ impl Model {
             Body::Reserve { .. } => Answer::Reserved(self.reserve(seen, body)?),
             Body::Commit { items, pins } => {
                 self.check_pins(id, items.len(), *pins, *pins > 0)?;
-                let each = items
-                    .iter()
-                    .map(|item| self.commit(seen.now, id, *item, *pins));
+                let each = items.iter().map(|item| self.commit(seen.now, id, *item, *pins));
                 Answer::Committed(each.collect())
             }
-            Body::Abort { handles } => Answer::Released(
-                handles
-                    .iter()
-                    .map(|handle| self.abort(id, *handle))
-                    .collect(),
-            ),
+            Body::Abort { handles } => {
+                Answer::Released(handles.iter().map(|handle| self.abort(id, *handle)).collect())
+            }
             Body::Contains { keys } => {
                 Answer::Contained(keys.iter().map(|key| self.presence(name(key))).collect())
             }
-            Body::Acquire {
-                keys,
-                pins,
-                stop_at_miss,
-            } => {
+            Body::Acquire { keys, pins, stop_at_miss } => {
                 self.check_pins(id, keys.len(), *pins, true)?;
                 Answer::Acquired(self.acquire(seen.now, id, keys, *pins, *stop_at_miss))
             }
             Body::Release { handles, pins } => {
-                let each = handles
-                    .iter()
-                    .map(|handle| self.release(seen.now, id, *handle, *pins));
+                let each = handles.iter().map(|handle| self.release(seen.now, id, *handle, *pins));
                 Answer::Released(each.collect())
             }
             Body::Delete { keys } => {
@@ -177,19 +142,11 @@ impl Model {
             _ => 0,
         } as u64;
         let max = u64::from(self.config.batch_max);
-        if len > max {
-            Err(Refusal::BatchTooLarge { len, max })
-        } else {
-            Ok(())
-        }
+        if len > max { Err(Refusal::BatchTooLarge { len, max }) } else { Ok(()) }
     }
 
     fn check_pins(&self, id: SessionId, len: usize, pins: u32, asked: bool) -> Result<(), Refusal> {
-        let held = self.sessions[&id]
-            .pins
-            .values()
-            .map(|(count, _)| u64::from(*count))
-            .sum();
+        let held = self.sessions[&id].pins.values().map(|(count, _)| u64::from(*count)).sum();
         let max = PINS_PER_SESSION_MAX;
         if asked && (pins == 0 || held + len as u64 * u64::from(pins) > max) {
             return Err(Refusal::Pins { pins, held, max });
@@ -349,12 +306,18 @@ impl Model {
 
     fn let_go(&mut self, id: SessionId, secret: Secret) {
         let known = match self.sessions.get(&id) {
-            Some(session) if session.phase == Phase::Ended => Some(session.secret),
-            Some(_) => None,
+            Some(session) if session.phase == Phase::Connected => None,
+            Some(session) => Some(session.secret),
             None => self.quarantines.get(&id).map(|held| held.secret),
         };
-        if known == Some(secret) {
-            self.writer_gone(id);
+        if known != Some(secret) {
+            return;
+        }
+        self.writer_gone(id);
+        let dropped = |session: &Session| matches!(session.phase, Phase::Dropped(_));
+        if self.sessions.get(&id).is_some_and(dropped) {
+            self.end(id);
+            self.counters.sessions_dropped += 1;
         }
     }
 

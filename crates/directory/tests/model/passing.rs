@@ -10,21 +10,13 @@ impl Model {
     pub(crate) fn tick(&mut self, now: Millis, tick: &Tick, after: &Snapshot) {
         assert_eq!(tick.violation, None);
         self.counters.rule_checks += 1;
-        assert_eq!(
-            tick.expired,
-            self.end_overdue(now),
-            "sessions whose lease ran out"
-        );
+        assert_eq!(tick.expired, self.end_overdue(now), "sessions whose lease ran out");
         let work = u64::from(self.config.work_per_tick);
         let mut left = work;
         left -= self.drain_ended(now, left, after);
         left -= self.end_quarantines(now, left, after);
         left -= self.evict_to_watermark(left, after);
-        assert_eq!(
-            tick.more,
-            left == 0,
-            "a tick says whether it used up its work"
-        );
+        assert_eq!(tick.more, left == 0, "a tick says whether it used up its work");
     }
 
     fn end_overdue(&mut self, now: Millis) -> Vec<SessionId> {
@@ -58,25 +50,17 @@ impl Model {
             let held = (session.pins.len() + session.reservations.len()) as u64;
             let all = held <= work - done;
             let pins: Vec<Name> = session.pins.keys().copied().collect();
-            let pins: Vec<Name> = pins
-                .into_iter()
-                .filter(|key| all || self.is_released(id, key, after))
-                .collect();
+            let pins: Vec<Name> =
+                pins.into_iter().filter(|key| all || self.is_released(id, key, after)).collect();
             let reservations: Vec<Generation> = session.reservations.keys().copied().collect();
             let reserved = |generation: &Generation| {
                 let owner = (*generation, Owner::Reserved(id));
                 after.pages.values().any(|page| *page == owner)
             };
-            let reservations: Vec<Generation> = reservations
-                .into_iter()
-                .filter(|g| all || !reserved(g))
-                .collect();
+            let reservations: Vec<Generation> =
+                reservations.into_iter().filter(|g| all || !reserved(g)).collect();
             let released = (pins.len() + reservations.len()) as u64;
-            assert_eq!(
-                released,
-                held.min(work - done),
-                "the work of a tick is bounded"
-            );
+            assert_eq!(released, held.min(work - done), "the work of a tick is bounded");
             done += released;
             for key in pins {
                 let session = self.sessions.get_mut(&id).expect("it ends");
@@ -99,19 +83,13 @@ impl Model {
     /// Whether an ended session's pins on a key are gone.
     fn is_released(&self, id: SessionId, key: Name, after: &Snapshot) -> bool {
         let others = self.pins_on(key) - self.sessions[&id].pins[key].0;
-        after
-            .entries
-            .get(key)
-            .is_none_or(|(_, pins, _)| *pins == others)
+        after.entries.get(key).is_none_or(|(_, pins, _)| *pins == others)
     }
 
     /// An ended session's reservation: its page is free if the writer is gone, else quarantined.
     fn withdraw(&mut self, now: Millis, id: SessionId, generation: Generation) {
         let session = self.sessions.get_mut(&id).expect("it ends");
-        let held = session
-            .reservations
-            .remove(&generation)
-            .expect("it holds it");
+        let held = session.reservations.remove(&generation).expect("it holds it");
         if session.writer_gone {
             return;
         }
@@ -122,9 +100,7 @@ impl Model {
             until: now + self.config.quarantine_ms,
         };
         let quarantine = self.quarantines.entry(id).or_insert_with(new);
-        quarantine
-            .pages
-            .insert(generation, (held.handle, held.page_bytes));
+        quarantine.pages.insert(generation, (held.handle, held.page_bytes));
         self.counters.quarantined += 1;
     }
 
@@ -143,15 +119,10 @@ impl Model {
             };
             quarantine.pages.retain(|generation, _| stays(generation));
             let freed = held - quarantine.pages.len() as u64;
-            assert_eq!(
-                freed,
-                held.min(work - done),
-                "the work of a tick is bounded"
-            );
+            assert_eq!(freed, held.min(work - done), "the work of a tick is bounded");
             done += freed;
         }
-        self.quarantines
-            .retain(|_, quarantine| !quarantine.pages.is_empty());
+        self.quarantines.retain(|_, quarantine| !quarantine.pages.is_empty());
         done
     }
 
@@ -161,13 +132,7 @@ impl Model {
         let share = |permille: u32| capacity * u64::from(permille) / 1000;
         let high = share(self.config.watermark_high_permille);
         let low = share(self.config.watermark_low_permille);
-        let used = |model: &Self| {
-            model
-                .used_pages()
-                .iter()
-                .map(|(_, bytes)| bytes)
-                .sum::<u64>()
-        };
+        let used = |model: &Self| model.used_pages().iter().map(|(_, bytes)| bytes).sum::<u64>();
         let gone = self.vanished(after);
         if used(self) <= high && !self.evicting {
             assert!(gone.is_empty(), "{gone:?} were evicted below the watermark");
@@ -177,23 +142,15 @@ impl Model {
         self.check_globally_coldest(&gone);
         let hottest = gone.iter().map(|key| self.entries[key].touched).max();
         let last = gone.iter().map(|key| &self.entries[key]);
-        let last = last
-            .filter(|e| Some(e.touched) == hottest)
-            .map(|e| e.page_bytes);
+        let last = last.filter(|e| Some(e.touched) == hottest).map(|e| e.page_bytes);
         let last = last.max().unwrap_or(u64::MAX - low);
         let count = gone.len() as u64;
         for key in gone {
             self.evicted(key);
         }
-        assert!(
-            used(self).saturating_add(last) > low,
-            "more than needed were evicted"
-        );
+        assert!(used(self).saturating_add(last) > low, "more than needed were evicted");
         let idle = self.entries.keys().all(|key| self.pins_on(key) > 0);
-        assert!(
-            used(self) <= low || count == work || idle,
-            "too few were evicted"
-        );
+        assert!(used(self) <= low || count == work || idle, "too few were evicted");
         self.evicting = used(self) > low && count == work;
         count
     }

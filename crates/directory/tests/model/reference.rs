@@ -135,11 +135,7 @@ impl Model {
         {
             session.phase = Phase::Connected;
             session.heard = now;
-            let opened = Opened {
-                session: resume.session,
-                secret: resume.secret,
-                resumed: true,
-            };
+            let opened = Opened { session: resume.session, secret: resume.secret, resumed: true };
             assert_eq!(*got, Ok(opened), "a session is resumed with its secret");
             return;
         }
@@ -149,14 +145,10 @@ impl Model {
             return;
         }
         let opened = got.clone().expect("there is room for a session");
-        assert!(
-            opened.session > self.last_session,
-            "a new session has a new number"
-        );
+        assert!(opened.session > self.last_session, "a new session has a new number");
         assert!(!opened.resumed && opened.secret == fresh);
         self.last_session = opened.session;
-        self.budgets
-            .insert(hello.instance.into(), hello.budget_bytes);
+        self.budgets.insert(hello.instance.into(), hello.budget_bytes);
         self.counters.sessions_opened += 1;
         let session = Session {
             secret: fresh,
@@ -228,10 +220,7 @@ impl Model {
         let reserved =
             sessions.flat_map(|s| s.reservations.values().map(|r| (r.handle, r.page_bytes)));
         let resident = self.entries.values().map(|e| (e.handle, e.page_bytes));
-        let quarantined = self
-            .quarantines
-            .values()
-            .flat_map(|q| q.pages.values().copied());
+        let quarantined = self.quarantines.values().flat_map(|q| q.pages.values().copied());
         reserved.chain(resident).chain(quarantined).collect()
     }
 
@@ -242,19 +231,13 @@ impl Model {
         let entries = self.entries.values().filter(|e| e.writer == instance);
         let kept = self.quarantines.values().filter(|q| q.instance == instance);
         let quarantined = kept.flat_map(|q| q.pages.values().map(|(_, bytes)| *bytes));
-        reserved
-            .chain(entries.map(|e| e.page_bytes))
-            .chain(quarantined)
-            .sum()
+        reserved.chain(entries.map(|e| e.page_bytes)).chain(quarantined).sum()
     }
 
     fn place(&self, handle: Handle, page_bytes: u64) -> (u32, u32) {
         let (offset, _) = self.regions[handle.region.0 as usize];
         let index = (handle.offset - offset) / page_bytes;
-        (
-            handle.region.0,
-            u32::try_from(index).expect("regions are small"),
-        )
+        (handle.region.0, u32::try_from(index).expect("regions are small"))
     }
 
     /// Everything a snapshot shows must be what the reference knows.
@@ -270,11 +253,7 @@ impl Model {
             }
         }
         for (key, entry) in &self.entries {
-            own(
-                entry.handle,
-                entry.page_bytes,
-                Owner::Resident(key.to_vec()),
-            );
+            own(entry.handle, entry.page_bytes, Owner::Resident(key.to_vec()));
         }
         for (id, held) in &self.quarantines {
             for (handle, bytes) in held.pages.values() {
@@ -284,27 +263,12 @@ impl Model {
         assert_eq!(after.pages, pages, "directory (left) and reference: pages");
         let entries = self.entries.iter();
         let entries: BTreeMap<_, _> = entries
-            .map(|(key, entry)| {
-                (
-                    key.to_vec(),
-                    (entry.handle, self.pins_on(key), entry.touched),
-                )
-            })
+            .map(|(key, entry)| (key.to_vec(), (entry.handle, self.pins_on(key), entry.touched)))
             .collect();
-        assert_eq!(
-            after.entries, entries,
-            "directory (left) and reference: entries"
-        );
-        let live = self
-            .sessions
-            .iter()
-            .filter(|(_, s)| s.phase != Phase::Ended);
+        assert_eq!(after.entries, entries, "directory (left) and reference: entries");
+        let live = self.sessions.iter().filter(|(_, s)| s.phase != Phase::Ended);
         let pins: BTreeMap<_, _> = live
-            .flat_map(|(id, s)| {
-                s.pins
-                    .iter()
-                    .map(|(key, held)| ((*id, key.to_vec()), held.0))
-            })
+            .flat_map(|(id, s)| s.pins.iter().map(|(key, held)| ((*id, key.to_vec()), held.0)))
             .collect();
         assert_eq!(after.pins, pins, "directory (left) and reference: pins");
     }

@@ -15,37 +15,20 @@ impl Model {
         seen: &Seen<'_>,
         body: &Body<'static>,
     ) -> Result<Vec<ReserveOutcome>, Refusal> {
-        let Body::Reserve {
-            keys,
-            page_bytes,
-            tag,
-            unless_being_written,
-        } = body
-        else {
+        let Body::Reserve { keys, page_bytes, tag, unless_being_written } = body else {
             panic!("a reserve is given");
         };
         let (length, tag, unless) = (*page_bytes, *tag, *unless_being_written);
-        let max = self
-            .regions
-            .iter()
-            .map(|(_, bytes)| *bytes)
-            .max()
-            .expect("there is one");
+        let max = self.regions.iter().map(|(_, bytes)| *bytes).max().expect("there is one");
         if length == 0 || length > max {
-            return Err(Refusal::PageSize {
-                page_bytes: length,
-                max,
-            });
+            return Err(Refusal::PageSize { page_bytes: length, max });
         }
         let page_bytes = length.div_ceil(4096) * 4096;
         let conflict = |model: &Self, key| model.conflict(seen.id, key, tag, unless);
         // A chunk that is there when the request comes is answered so, even if making room for the
         // others of its batch then evicts it.
         let before: Vec<_> = keys.iter().map(|key| conflict(self, name(key))).collect();
-        let wanted = keys
-            .iter()
-            .zip(&before)
-            .filter(|(_, conflict)| conflict.is_none());
+        let wanted = keys.iter().zip(&before).filter(|(_, conflict)| conflict.is_none());
         let wanted: BTreeSet<Name> = wanted.map(|(key, _)| name(key)).collect();
         let shortage = self.make_room(seen, page_bytes, wanted.len() as u64).err();
         let mut outcomes = Vec::new();
@@ -55,17 +38,10 @@ impl Model {
             let outcome = refused.unwrap_or_else(|| {
                 let location = granted(seen.answer, place);
                 self.check_grant(location, length, page_bytes);
-                let reservation = Reservation {
-                    key,
-                    tag,
-                    handle: location.handle,
-                    page_bytes,
-                    since: seen.now,
-                };
+                let reservation =
+                    Reservation { key, tag, handle: location.handle, page_bytes, since: seen.now };
                 let session = self.sessions.get_mut(&seen.id).expect("it asks");
-                session
-                    .reservations
-                    .insert(location.generation(), reservation);
+                session.reservations.insert(location.generation(), reservation);
                 ReserveOutcome::Granted(location)
             });
             self.count(outcome);
@@ -91,14 +67,8 @@ impl Model {
     fn check_grant(&mut self, location: Location, length: u64, page_bytes: u64) {
         let handle = location.handle;
         let (offset, bytes) = self.regions[handle.region.0 as usize];
-        let inside = handle
-            .offset
-            .checked_sub(offset)
-            .expect("inside its region");
-        assert!(
-            inside.is_multiple_of(page_bytes) && inside + page_bytes <= bytes,
-            "{handle:?}"
-        );
+        let inside = handle.offset.checked_sub(offset).expect("inside its region");
+        assert!(inside.is_multiple_of(page_bytes) && inside + page_bytes <= bytes, "{handle:?}");
         assert!(handle.offset.is_multiple_of(4096), "pages are aligned");
         assert_eq!(location.length, length);
         for (used, used_bytes) in self.used_pages() {
@@ -107,10 +77,7 @@ impl Model {
                 assert_ne!(used.offset, handle.offset, "a page is granted twice");
             }
         }
-        assert!(
-            handle.generation.0 >= self.next_generation,
-            "a generation is new"
-        );
+        assert!(handle.generation.0 >= self.next_generation, "a generation is new");
         self.next_generation = handle.generation.0 + 1;
     }
 
@@ -130,10 +97,7 @@ impl Model {
             0 => 0,
             _ => (self.charged(&instance) + page_bytes * wanted).saturating_sub(budget),
         };
-        let own = self
-            .entries
-            .iter()
-            .filter(|(key, e)| self.may_go(key) && own(e, &instance));
+        let own = self.entries.iter().filter(|(key, e)| self.may_go(key) && own(e, &instance));
         if own.map(|(_, entry)| entry.page_bytes).sum::<u64>() < excess {
             return Err(ReserveOutcome::OverBudget);
         }
@@ -157,15 +121,11 @@ impl Model {
 
     pub(crate) fn vanished(&self, after: &Snapshot) -> BTreeSet<Name> {
         let keys = self.entries.keys().copied();
-        keys.filter(|key| !after.entries.contains_key(*key))
-            .collect()
+        keys.filter(|key| !after.entries.contains_key(*key)).collect()
     }
 
     pub(crate) fn evicted(&mut self, key: Name) {
-        assert!(
-            self.may_go(key),
-            "rule 3: {key:?} was evicted and is pinned"
-        );
+        assert!(self.may_go(key), "rule 3: {key:?} was evicted and is pinned");
         self.entries.remove(key);
         self.evicted += 1;
     }
@@ -177,9 +137,7 @@ impl Model {
         let colder = |a: &Entry, b: &Entry| {
             a.touched < b.touched || (a.queue() == b.queue() && a.order < b.order)
         };
-        let first = all
-            .iter()
-            .filter(|(_, e)| !all.iter().any(|(_, other)| colder(other, e)));
+        let first = all.iter().filter(|(_, e)| !all.iter().any(|(_, other)| colder(other, e)));
         first.map(|(key, _)| **key).collect()
     }
 
@@ -209,37 +167,23 @@ impl Model {
             assert!(gone.is_empty(), "{gone:?} were evicted, and there was room");
             return;
         }
-        let same: Vec<Name> = gone
-            .iter()
-            .copied()
-            .filter(|key| self.entries[key].page_bytes == page_bytes)
-            .collect();
+        let same: Vec<Name> =
+            gone.iter().copied().filter(|key| self.entries[key].page_bytes == page_bytes).collect();
         let mut regions: BTreeMap<u32, u64> = BTreeMap::new();
         for key in gone.iter().filter(|key| !same.contains(key)) {
             let region = self.entries[key].handle.region.0;
             regions.insert(region, self.regions[region as usize].1 / page_bytes);
         }
         for region in regions.keys() {
-            let used = self
-                .used_pages()
-                .into_iter()
-                .filter(|(handle, _)| handle.region.0 == *region);
-            let evicted = gone
-                .iter()
-                .filter(|key| self.entries[*key].handle.region.0 == *region);
-            assert_eq!(
-                used.count(),
-                evicted.count(),
-                "region {region} is not emptied"
-            );
+            let used =
+                self.used_pages().into_iter().filter(|(handle, _)| handle.region.0 == *region);
+            let evicted = gone.iter().filter(|key| self.entries[*key].handle.region.0 == *region);
+            assert_eq!(used.count(), evicted.count(), "region {region} is not emptied");
         }
         let gained = same.len() as u64 + regions.values().sum::<u64>();
         let last = regions.values().copied().max().unwrap_or(1);
         assert!(available + gained >= wanted, "{gone:?} do not make room");
-        assert!(
-            available + gained < wanted + last,
-            "{gone:?} are more than needed"
-        );
+        assert!(available + gained < wanted + last, "{gone:?} are more than needed");
         self.check_same_size(&gone, page_bytes);
         self.check_regions(seen.now, &gone, &regions, page_bytes);
     }
@@ -250,16 +194,13 @@ impl Model {
         for evicted in gone.iter().map(|key| &self.entries[key]) {
             for (key, kept) in self.entries.iter().filter(|(key, _)| stays(key)) {
                 let weighed = evicted.page_bytes == page_bytes && kept.page_bytes == page_bytes;
-                assert!(
-                    !weighed || not_after(evicted, kept),
-                    "{key:?} is colder than {evicted:?}"
-                );
+                assert!(!weighed || not_after(evicted, kept), "{key:?} is colder than {evicted:?}");
             }
         }
     }
 
-    /// A region of another size goes where that size's coldest is clearly older than ours, and is
-    /// then the longest unused that can go.
+    /// A region of another size goes where all of it is idle for clearly longer than our own
+    /// coldest, and is then the longest idle that can go.
     fn check_regions(
         &self,
         now: Millis,
@@ -267,74 +208,44 @@ impl Model {
         regions: &BTreeMap<u32, u64>,
         page_bytes: u64,
     ) {
-        let size_of = |region: u32| self.size_of(region);
-        let used = |region: u32| self.region_used[&region];
+        let idle = |region: u32| u128::from(now - self.region_used[&region]);
         let fits = |region: u32| self.regions[region as usize].1 >= page_bytes;
         let all = 0..u32::try_from(self.regions.len()).expect("few");
         let kept: Vec<u32> = all
             .filter(|region| !regions.contains_key(region) && fits(*region))
-            .filter(|region| self.can_be_vacated(*region) && size_of(*region) != page_bytes)
+            .filter(|region| self.can_be_vacated(*region) && self.size_of(*region) != page_bytes)
             .collect();
-        for region in regions.keys() {
-            for other in kept
-                .iter()
-                .filter(|other| size_of(**other) == size_of(*region))
-            {
-                assert!(
-                    used(*region) <= used(*other),
-                    "region {other} is unused for longer"
-                );
-            }
+        for (region, other) in regions.keys().flat_map(|r| kept.iter().map(move |k| (r, k))) {
+            assert!(idle(*region) >= idle(*other), "region {other} is idle for longer");
         }
-        let age = |which: &dyn Fn(Name, &Entry) -> bool| {
-            let some = self
-                .entries
-                .iter()
-                .filter(|(key, e)| self.may_go(key) && which(key, e));
-            some.map(|(_, entry)| now - entry.touched).max()
+        let own = |evicted: bool| {
+            let same = self.entries.iter().filter(move |(key, entry)| {
+                self.may_go(key) && entry.page_bytes == page_bytes && gone.contains(*key) == evicted
+            });
+            same.map(|(_, entry)| u128::from(now - entry.touched))
         };
-        let survivor = age(&|key, e| e.page_bytes == page_bytes && !gone.contains(key));
+        let coldest_kept = own(false).max();
         for region in regions.keys() {
-            let oldest = age(&|_, e| e.page_bytes == size_of(*region)).expect("one was evicted");
-            let older = survivor.is_none_or(|own| u128::from(oldest) * 4 > u128::from(own) * 5);
-            assert!(older, "region {region} went, and our own coldest is as old");
+            let clearly = coldest_kept.is_none_or(|own| idle(*region) * 4 > own * 5);
+            assert!(clearly, "region {region} went, and our own coldest is as old");
         }
-        let same = gone
-            .iter()
-            .map(|key| &self.entries[key])
-            .filter(|e| e.page_bytes == page_bytes);
-        let Some(youngest) = same.map(|e| now - e.touched).min() else {
-            return;
-        };
+        let Some(youngest) = own(true).min() else { return };
         for region in kept {
-            let size = size_of(region);
-            let other = age(&|key, e| e.page_bytes == size && !gone.contains(key)).unwrap_or(0);
-            let alike = u128::from(other) * 4 <= u128::from(youngest) * 5;
-            assert!(
-                alike,
-                "our own went, and region {region}'s size has clearly older ones"
-            );
+            let alike = idle(region) * 4 <= youngest * 5;
+            assert!(alike, "our own went, and region {region} is idle for clearly longer");
         }
     }
 
     /// The size that a region is cut for; 0 for none.
     pub(crate) fn size_of(&self, region: u32) -> u64 {
         let used = self.used_pages();
-        used.iter()
-            .find(|(handle, _)| handle.region.0 == region)
-            .map_or(0, |(_, bytes)| *bytes)
+        used.iter().find(|(handle, _)| handle.region.0 == region).map_or(0, |(_, bytes)| *bytes)
     }
 
     fn can_be_vacated(&self, region: u32) -> bool {
-        let used = self
-            .used_pages()
-            .into_iter()
-            .filter(|(handle, _)| handle.region.0 == region);
+        let used = self.used_pages().into_iter().filter(|(handle, _)| handle.region.0 == region);
         let used = used.count();
-        let mut here = self
-            .entries
-            .iter()
-            .filter(|(_, e)| e.handle.region.0 == region);
+        let mut here = self.entries.iter().filter(|(_, e)| e.handle.region.0 == region);
         used > 0 && here.clone().count() == used && here.all(|(key, _)| self.may_go(key))
     }
 
@@ -381,10 +292,7 @@ impl Model {
         for evicted in gone.iter().map(|key| &self.entries[key]) {
             let stays = |key: &Name| !gone.contains(key) && self.may_go(key);
             for (key, kept) in self.entries.iter().filter(|(key, _)| stays(key)) {
-                assert!(
-                    not_after(evicted, kept),
-                    "{key:?} is colder than {evicted:?}"
-                );
+                assert!(not_after(evicted, kept), "{key:?} is colder than {evicted:?}");
             }
         }
     }

@@ -63,11 +63,7 @@ impl World {
 
     pub(crate) fn step(&mut self, op: &Op) {
         match op {
-            Op::Hello {
-                peer,
-                budget,
-                resuming,
-            } => self.hello(*peer, *budget, *resuming),
+            Op::Hello { peer, budget, resuming } => self.hello(*peer, *budget, *resuming),
             Op::Disconnect { peer } => {
                 if let Some((id, _)) = self.peer(*peer).session {
                     self.directory.disconnected(self.now, id);
@@ -88,22 +84,13 @@ impl World {
                 self.tick();
             }
             Op::Replay { back } => {
-                let place = self
-                    .history
-                    .len()
-                    .checked_sub(1 + usize::from(*back) % HISTORY);
+                let place = self.history.len().checked_sub(1 + usize::from(*back) % HISTORY);
                 if let Some((id, request)) = place.and_then(|place| self.history.get(place)) {
                     let (id, request) = (*id, request.clone());
                     self.ask(id, &request);
                 }
             }
-            Op::Ask {
-                peer,
-                revive,
-                numbering,
-                acked,
-                ask,
-            } => {
+            Op::Ask { peer, revive, numbering, acked, ask } => {
                 self.ask_numbered(*peer, *revive, *numbering, *acked, ask);
             }
         }
@@ -124,9 +111,7 @@ impl World {
         let resume = match resuming {
             Resuming::Not => None,
             Resuming::Own => self.peers[place].session,
-            Resuming::WrongSecret => self.peers[place]
-                .session
-                .map(|(id, _)| (id, Secret([9; 16]))),
+            Resuming::WrongSecret => self.peers[place].session.map(|(id, _)| (id, Secret([9; 16]))),
             Resuming::Any(choice) => self.any_session(choice),
         };
         let hello = Hello {
@@ -145,10 +130,7 @@ impl World {
         };
         let session = (opened.session, opened.secret);
         if self.peers[place].session != Some(session) {
-            self.peers[place] = Peer {
-                session: Some(session),
-                sent: 0,
-            };
+            self.peers[place] = Peer { session: Some(session), sent: 0 };
         }
         if !opened.resumed {
             self.sessions.push(session);
@@ -192,11 +174,7 @@ impl World {
         if revive && !self.is_connected(place) {
             self.hello(peer, peer, Resuming::Own);
         }
-        let Peer {
-            session: Some((id, _)),
-            sent,
-        } = self.peers[place]
-        else {
+        let Peer { session: Some((id, _)), sent } = self.peers[place] else {
             return;
         };
         let seq = match by {
@@ -214,22 +192,13 @@ impl World {
             Acked::Everything => u64::MAX,
         };
         let body = self.body(id, ask);
-        if let Body::List {
-            prefix,
-            cursor: 0,
-            limit,
-        } = body
-        {
+        if let Body::List { prefix, cursor: 0, limit } = body {
             self.list_all(id, prefix, limit);
         } else if let Body::Holders { cursor: 0, limit } = body {
             self.holders_all(id, limit);
         }
         let request = Request { seq, acked, body };
-        let sent = if matches!(by, Numbering::Last) {
-            sent
-        } else {
-            sent.max(seq)
-        };
+        let sent = if matches!(by, Numbering::Last) { sent } else { sent.max(seq) };
         // Whoever acknowledged what it did not send goes on behind that.
         let ran_ahead = if acked == u64::MAX { sent } else { acked };
         self.peers[place].sent = sent.max(ran_ahead);
@@ -293,19 +262,8 @@ impl World {
         let mut rows: Vec<EntryInfo> = Vec::new();
         let mut cursor = Some(0);
         while let Some(from) = cursor {
-            let body = Body::List {
-                prefix,
-                cursor: from,
-                limit,
-            };
-            let reply = self.ask(
-                id,
-                &Request {
-                    seq: 0,
-                    acked: 0,
-                    body,
-                },
-            );
+            let body = Body::List { prefix, cursor: from, limit };
+            let reply = self.ask(id, &Request { seq: 0, acked: 0, body });
             let Ok(Answer::Entries(page)) = reply.result else {
                 return;
             };
@@ -313,29 +271,15 @@ impl World {
             cursor = page.next;
         }
         rows.sort_by(|a, b| a.key.cmp(&b.key));
-        assert_eq!(
-            rows,
-            self.model.entry_infos(self.now, prefix),
-            "each entry once"
-        );
+        assert_eq!(rows, self.model.entry_infos(self.now, prefix), "each entry once");
     }
 
     fn holders_all(&mut self, id: SessionId, limit: u32) {
         let mut rows: Vec<HolderInfo> = Vec::new();
         let mut cursor = Some(0);
         while let Some(cursor_now) = cursor {
-            let body = Body::Holders {
-                cursor: cursor_now,
-                limit,
-            };
-            let reply = self.ask(
-                id,
-                &Request {
-                    seq: 0,
-                    acked: 0,
-                    body,
-                },
-            );
+            let body = Body::Holders { cursor: cursor_now, limit };
+            let reply = self.ask(id, &Request { seq: 0, acked: 0, body });
             let Ok(Answer::Holders(page)) = reply.result else {
                 return;
             };
@@ -359,21 +303,11 @@ impl World {
         }
         while self.tick() {}
         let full = self.snapshot.pages.len() == self.snapshot.entries.len();
-        assert!(
-            full && self.model.sessions.is_empty(),
-            "nobody is left, and nothing is held"
-        );
+        assert!(full && self.model.sessions.is_empty(), "nobody is left, and nothing is held");
         assert_eq!(self.model.pins_on(KEYS[0]), 0);
         self.hello(0, 0, Resuming::Not);
         let (id, _) = self.peers[0].session.expect("there is room");
-        let reply = self.ask(
-            id,
-            &Request {
-                seq: 1,
-                acked: 0,
-                body: Body::Stats,
-            },
-        );
+        let reply = self.ask(id, &Request { seq: 1, acked: 0, body: Body::Stats });
         match reply.result {
             Ok(Answer::Stats(stats)) => stats.counters,
             other => panic!("stats are answered {other:?}"),

@@ -37,11 +37,7 @@ fn an_expired_writers_page_is_quarantined_and_then_freed() {
     assert_eq!(pool.ask(dead, Body::Renew), Err(Refusal::SessionEnded));
     renew_for(&mut pool, other, 29_999);
     pool.tick(4_999);
-    assert_eq!(
-        pool.stats(other).pages_quarantined,
-        1,
-        "rule 7: not a moment sooner"
-    );
+    assert_eq!(pool.stats(other).pages_quarantined, 1, "rule 7: not a moment sooner");
     pool.tick(1);
     assert!(free(&mut pool, other));
 }
@@ -61,23 +57,27 @@ fn any_request_renews_the_lease() {
 #[test]
 fn letting_go_with_the_secret_ends_the_quarantine() {
     let (mut pool, dead, other) = with_a_writer();
-    pool.directory.disconnected(pool.now, dead);
     let let_go = |pool: &mut Pool, secret| {
-        let body = Body::LetGo {
-            session: dead,
-            secret,
-        };
+        let body = Body::LetGo { session: dead, secret };
         assert_eq!(pool.ask(other, body), Ok(Answer::Done));
         pool.tick(0);
         free(pool, other)
     };
-    assert!(!let_go(&mut pool, Pool::secret(1)), "it is not over yet");
+    assert!(!let_go(&mut pool, Pool::secret(1)), "it has a connection of its own");
+    pool.directory.disconnected(pool.now, dead);
     pool.tick(800);
-    assert!(
-        !let_go(&mut pool, Pool::secret(2)),
-        "it is another's secret"
-    );
+    assert!(!let_go(&mut pool, Pool::secret(2)), "it is another's secret");
     assert!(let_go(&mut pool, Pool::secret(1)));
+}
+
+#[test]
+fn letting_go_of_a_session_without_a_connection_ends_it_at_once() {
+    let (mut pool, dropped, other) = with_a_writer();
+    pool.directory.disconnected(pool.now, dropped);
+    let body = Body::LetGo { session: dropped, secret: Pool::secret(1) };
+    assert_eq!(pool.ask(other, body), Ok(Answer::Done));
+    pool.tick(0);
+    assert!(free(&mut pool, other));
 }
 
 #[test]
@@ -119,11 +119,7 @@ fn a_session_resumed_in_time_keeps_what_it_holds() {
     let written = pool.grant(a, "w", MIB);
     pool.directory.disconnected(pool.now, a);
     pool.tick(799);
-    assert_eq!(
-        pool.ask(a, Body::Renew),
-        Err(Refusal::SessionEnded),
-        "it has no connection"
-    );
+    assert_eq!(pool.ask(a, Body::Renew), Err(Refusal::SessionEnded), "it has no connection");
     assert!(pool.resume(a, Pool::secret(1)));
     pool.tick(1);
     assert_eq!(pool.delete(b, "k"), DeleteOutcome::Pinned);
@@ -146,11 +142,7 @@ fn a_session_is_not_resumed_with_another_secret_or_too_late() {
 fn a_hundred_thousand_pins_are_released_a_bounded_part_at_a_time() {
     const KEYS: usize = 100_000;
     let work_per_tick = 4096;
-    let config = Config {
-        work_per_tick,
-        batch_max: 4096,
-        ..config()
-    };
+    let config = Config { work_per_tick, batch_max: 4096, ..config() };
     let mut pool = Pool::with(config, &memory(KEYS as u64 * 4096 / MIB + 2));
     let (dead, other) = (pool.hello("dead"), pool.hello("other"));
     let names: Vec<String> = (0..KEYS).map(|n| n.to_string()).collect();
@@ -166,11 +158,7 @@ fn a_hundred_thousand_pins_are_released_a_bounded_part_at_a_time() {
         pool.directory.apply(
             pool.now,
             dead,
-            &maru_protocol::Request {
-                seq: u64::MAX,
-                acked: 0,
-                body: Body::Renew,
-            },
+            &maru_protocol::Request { seq: u64::MAX, acked: 0, body: Body::Renew },
         );
         pool.ask(dead, Body::Commit { items, pins: 1 }).unwrap();
     }
@@ -183,11 +171,7 @@ fn a_hundred_thousand_pins_are_released_a_bounded_part_at_a_time() {
         let answer = pool.directory.apply(
             pool.now,
             other,
-            &maru_protocol::Request {
-                seq: 0,
-                acked: 0,
-                body: Body::Stats,
-            },
+            &maru_protocol::Request { seq: 0, acked: 0, body: Body::Stats },
         );
         let Ok(Answer::Stats(stats)) = answer.result else {
             panic!("{answer:?}");
@@ -200,27 +184,15 @@ fn a_hundred_thousand_pins_are_released_a_bounded_part_at_a_time() {
 
 #[test]
 fn the_sessions_are_limited_and_their_places_come_back() {
-    let config = Config {
-        sessions_max: 1,
-        ..config()
-    };
+    let config = Config { sessions_max: 1, ..config() };
     let mut pool = Pool::with(config, &memory(2));
     let a = pool.hello("a");
-    let hello = maru_protocol::Hello {
-        instance: "b",
-        host: "host",
-        budget_bytes: 0,
-        resume: None,
-    };
+    let hello = maru_protocol::Hello { instance: "b", host: "host", budget_bytes: 0, resume: None };
     let refused = pool.directory.hello(pool.now, &hello, Pool::secret(9));
     assert_eq!(refused, Err(Refusal::TooManySessions { limit: 1 }));
     pool.ask(a, Body::Goodbye).unwrap();
     pool.tick(0);
-    assert!(
-        pool.directory
-            .hello(pool.now, &hello, Pool::secret(9))
-            .is_ok()
-    );
+    assert!(pool.directory.hello(pool.now, &hello, Pool::secret(9)).is_ok());
 }
 
 #[test]
@@ -232,11 +204,7 @@ fn a_dead_readers_pins_protect_no_longer() {
     pool.acquire(other, "k");
     pool.directory.disconnected(Millis(0), dead);
     pool.tick(1000);
-    assert_eq!(
-        pool.stats(other).pins,
-        1,
-        "rule 4: exactly its own are released"
-    );
+    assert_eq!(pool.stats(other).pins, 1, "rule 4: exactly its own are released");
     let keys = keys(&["k"]);
     assert_eq!(
         pool.ask(other, Body::Delete { keys }),

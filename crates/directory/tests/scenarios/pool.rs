@@ -29,11 +29,7 @@ pub(crate) fn config() -> Config {
 /// One device of `mib` MiB in regions of 2 MiB.
 pub(crate) fn memory(mib: u64) -> Geometry {
     Geometry {
-        devices: vec![DeviceSpan {
-            offset: 0,
-            bytes: mib * MIB,
-            reserved: 0,
-        }],
+        devices: vec![DeviceSpan { offset: 0, bytes: mib * MIB, reserved: 0 }],
         region_bytes: 2 * MIB,
     }
 }
@@ -70,17 +66,9 @@ impl Pool {
 
     pub(crate) fn hello_with_budget(&mut self, instance: &str, budget_bytes: u64) -> SessionId {
         self.secrets += 1;
-        let hello = Hello {
-            instance,
-            host: "host",
-            budget_bytes,
-            resume: None,
-        };
+        let hello = Hello { instance, host: "host", budget_bytes, resume: None };
         let secret = Self::secret(self.secrets);
-        self.directory
-            .hello(self.now, &hello, secret)
-            .unwrap()
-            .session
+        self.directory.hello(self.now, &hello, secret).unwrap().session
     }
 
     /// Whether the session is resumed with this secret; if not, a new one is opened.
@@ -92,10 +80,7 @@ impl Pool {
             resume: Some(Resume { session, secret }),
         };
         let fresh = Secret([200; 16]);
-        self.directory
-            .hello(self.now, &hello, fresh)
-            .unwrap()
-            .resumed
+        self.directory.hello(self.now, &hello, fresh).unwrap().resumed
     }
 
     /// Asks under the next number, with all before acknowledged.
@@ -131,12 +116,8 @@ impl Pool {
         names: &[&str],
         page_bytes: u64,
     ) -> Vec<ReserveOutcome> {
-        let body = Body::Reserve {
-            keys: keys(names),
-            page_bytes,
-            tag: 0,
-            unless_being_written: false,
-        };
+        let body =
+            Body::Reserve { keys: keys(names), page_bytes, tag: 0, unless_being_written: false };
         match self.ask(id, body) {
             Ok(Answer::Reserved(outcomes)) => outcomes,
             other => panic!("a reserve is answered {other:?}"),
@@ -163,10 +144,7 @@ impl Pool {
     pub(crate) fn store_sized(&mut self, id: SessionId, name: &str, page_bytes: u64) -> Location {
         let handle = self.grant(id, name, page_bytes);
         let location = Location::new(handle, page_bytes);
-        assert_eq!(
-            self.commit(id, handle, page_bytes),
-            CommitOutcome::Committed(location)
-        );
+        assert_eq!(self.commit(id, handle, page_bytes), CommitOutcome::Committed(location));
         location
     }
 
@@ -183,11 +161,7 @@ impl Pool {
     }
 
     pub(crate) fn acquire(&mut self, id: SessionId, name: &str) -> Option<Location> {
-        let body = Body::Acquire {
-            keys: keys(&[name]),
-            pins: 1,
-            stop_at_miss: false,
-        };
+        let body = Body::Acquire { keys: keys(&[name]), pins: 1, stop_at_miss: false };
         match self.ask(id, body) {
             Ok(Answer::Acquired(found)) => found[0],
             other => panic!("an acquire is answered {other:?}"),
@@ -205,12 +179,7 @@ impl Pool {
     }
 
     pub(crate) fn delete(&mut self, id: SessionId, name: &str) -> DeleteOutcome {
-        match self.ask(
-            id,
-            Body::Delete {
-                keys: keys(&[name]),
-            },
-        ) {
+        match self.ask(id, Body::Delete { keys: keys(&[name]) }) {
             Ok(Answer::Deleted(outcomes)) => outcomes[0],
             other => panic!("a delete is answered {other:?}"),
         }
@@ -250,8 +219,5 @@ fn released(answer: Result<Answer, Refusal>) -> ReleaseOutcome {
 }
 
 pub(crate) fn keys<'a>(names: &[&'a str]) -> Vec<Key<'a>> {
-    names
-        .iter()
-        .map(|name| Key::new(name.as_bytes()).unwrap())
-        .collect()
+    names.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect()
 }

@@ -15,10 +15,7 @@ fn the_least_recently_used_goes_first() {
     let handle = pool.acquire(a, "2").unwrap().handle;
     pool.release(a, handle);
     pool.store_all(a, &["5", "6"]);
-    assert_eq!(
-        pool.resident(a, &["1", "2", "3", "4", "5", "6"]),
-        ["1", "2", "5", "6"]
-    );
+    assert_eq!(pool.resident(a, &["1", "2", "3", "4", "5", "6"]), ["1", "2", "5", "6"]);
     assert_eq!(pool.stats(a).counters.evicted_for_room, 2);
 }
 
@@ -30,18 +27,9 @@ fn what_is_pinned_is_passed_over() {
     pool.acquire(a, "1");
     pool.acquire(a, "2");
     pool.pass(1);
-    pool.ask(
-        a,
-        Body::Touch {
-            keys: keys(&["3", "4"]),
-        },
-    )
-    .unwrap();
+    pool.ask(a, Body::Touch { keys: keys(&["3", "4"]) }).unwrap();
     pool.store_all(a, &["5", "6"]);
-    assert_eq!(
-        pool.resident(a, &["1", "2", "3", "4", "5", "6"]),
-        ["1", "2", "5", "6"]
-    );
+    assert_eq!(pool.resident(a, &["1", "2", "3", "4", "5", "6"]), ["1", "2", "5", "6"]);
 }
 
 #[test]
@@ -52,12 +40,8 @@ fn looking_is_not_touching() {
     pool.pass(1);
     let before = Snapshot::of(&pool.directory);
     assert_eq!(pool.resident(a, &["1"]), ["1"]);
-    rules::nothing_changed(
-        Rule::ALookIsNotATouch,
-        &before,
-        &Snapshot::of(&pool.directory),
-    )
-    .unwrap();
+    rules::nothing_changed(Rule::ALookIsNotATouch, &before, &Snapshot::of(&pool.directory))
+        .unwrap();
     pool.store(a, "5");
     assert_eq!(pool.resident(a, &["1", "2"]), ["2"]);
 }
@@ -74,11 +58,7 @@ fn out_of_memory_grants_nothing_and_evicts_nothing() {
     assert_eq!(outcomes, [oom, ReserveOutcome::Resident, oom, oom, oom]);
     assert_eq!(Snapshot::of(&pool.directory), before);
     let granted = pool.reserve(a, &["4", "5", "6"], MIB);
-    assert!(
-        granted
-            .iter()
-            .all(|outcome| matches!(outcome, ReserveOutcome::Granted(_)))
-    );
+    assert!(granted.iter().all(|outcome| matches!(outcome, ReserveOutcome::Granted(_))));
 }
 
 #[test]
@@ -89,10 +69,7 @@ fn a_pool_of_pinned_pages_refuses_and_goes_on() {
     let handle = pool.acquire(a, "1").unwrap().handle;
     pool.acquire(a, "2");
     for page_bytes in [4096, MIB, 2 * MIB] {
-        assert_eq!(
-            pool.reserve(a, &["3"], page_bytes),
-            [ReserveOutcome::OutOfMemory]
-        );
+        assert_eq!(pool.reserve(a, &["3"], page_bytes), [ReserveOutcome::OutOfMemory]);
     }
     assert_eq!(pool.resident(a, &["1", "2"]), ["1", "2"]);
     pool.release(a, handle);
@@ -109,10 +86,7 @@ fn an_empty_region_serves_any_size() {
     pool.delete(a, "k");
     assert_eq!(pool.stats(a).uncut_bytes, 2 * MIB);
     pool.store_sized(a, "k", 300_000);
-    assert_eq!(
-        pool.regions(a)[0].page_bytes,
-        300_000_u64.next_multiple_of(4096)
-    );
+    assert_eq!(pool.regions(a)[0].page_bytes, 300_000_u64.next_multiple_of(4096));
 }
 
 #[test]
@@ -123,10 +97,7 @@ fn a_size_that_starves_gets_the_coldest_region() {
     pool.pass(1);
     pool.ask(a, Body::Touch { keys: keys(&["1"]) }).unwrap();
     pool.store_sized(a, "s", MIB / 2);
-    assert_eq!(
-        pool.resident(a, &["1", "2", "3", "4", "s"]),
-        ["1", "2", "s"]
-    );
+    assert_eq!(pool.resident(a, &["1", "2", "3", "4", "s"]), ["1", "2", "s"]);
     assert_eq!(pool.stats(a).counters.evicted_for_region, 2);
 }
 
@@ -164,27 +135,16 @@ fn sizes_of_equal_use_do_not_take_regions_from_each_other() {
 /// size's search for a region to vacate found it, evicted nothing, and went around for ever.
 #[test]
 fn a_region_cut_and_not_needed_goes_back() {
-    let device = |offset, bytes| DeviceSpan {
-        offset,
-        bytes,
-        reserved: 0,
-    };
+    let device = |offset, bytes| DeviceSpan { offset, bytes, reserved: 0 };
     let devices = vec![device(0, 2 * MIB), device(2 * MIB, MIB)];
-    let memory = Geometry {
-        devices,
-        region_bytes: 2 * MIB,
-    };
+    let memory = Geometry { devices, region_bytes: 2 * MIB };
     let mut pool = Pool::with(config(), &memory);
     let a = pool.hello("a");
     pool.store_sized(a, "old", 2 * MIB);
     pool.pass(1);
     // The short region gives one page, the vacated one two: those are used, the short one is not.
     assert_eq!(pool.reserve(a, &["1", "2"], MIB).len(), 2);
-    let sizes: Vec<u64> = pool
-        .regions(a)
-        .iter()
-        .map(|region| region.page_bytes)
-        .collect();
+    let sizes: Vec<u64> = pool.regions(a).iter().map(|region| region.page_bytes).collect();
     assert_eq!(sizes, [MIB, 0]);
     pool.grant(a, "s", MIB / 2);
 }
@@ -192,15 +152,8 @@ fn a_region_cut_and_not_needed_goes_back() {
 /// The header of a device pushed all its pages off their boundary.
 #[test]
 fn pages_are_aligned_behind_any_header() {
-    let devices = vec![DeviceSpan {
-        offset: 0,
-        bytes: 4 * MIB - 1,
-        reserved: 100,
-    }];
-    let memory = Geometry {
-        devices,
-        region_bytes: 2 * MIB,
-    };
+    let devices = vec![DeviceSpan { offset: 0, bytes: 4 * MIB - 1, reserved: 100 }];
+    let memory = Geometry { devices, region_bytes: 2 * MIB };
     let mut pool = Pool::with(config(), &memory);
     let a = pool.hello("a");
     assert_eq!(pool.grant(a, "k", 1).offset, 4096);
@@ -215,10 +168,7 @@ fn a_budget_evicts_ones_own_coldest_first() {
     pool.store_all(b, &["b"]);
     pool.store_all(c, &["c"]);
     pool.store_all(a, &["1", "2", "3"]);
-    assert_eq!(
-        pool.resident(a, &["b", "c", "1", "2", "3"]),
-        ["b", "c", "2", "3"]
-    );
+    assert_eq!(pool.resident(a, &["b", "c", "1", "2", "3"]), ["b", "c", "2", "3"]);
     assert_eq!(pool.stats(a).counters.evicted_for_budget, 1);
 }
 
@@ -232,15 +182,9 @@ fn over_budget_is_refused_when_nothing_of_ones_own_can_go() {
     pool.grant(a, "2", MIB);
     let before = Snapshot::of(&pool.directory);
     assert_eq!(pool.reserve(a, &["3"], MIB), [ReserveOutcome::OverBudget]);
-    assert_eq!(
-        pool.reserve(a, &["x", "y"], 2 * MIB),
-        [ReserveOutcome::OverBudget; 2]
-    );
+    assert_eq!(pool.reserve(a, &["x", "y"], 2 * MIB), [ReserveOutcome::OverBudget; 2]);
     assert_eq!(Snapshot::of(&pool.directory), before);
-    assert!(matches!(
-        pool.reserve(b, &["3"], MIB)[..],
-        [ReserveOutcome::Granted(_)]
-    ));
+    assert!(matches!(pool.reserve(b, &["3"], MIB)[..], [ReserveOutcome::Granted(_)]));
 }
 
 /// Eviction stopped at the high mark, once the bound on a tick's work had put it off.
@@ -256,22 +200,14 @@ fn above_the_high_watermark_the_coldest_go_down_to_the_low_one() {
     let a = pool.hello("a");
     pool.store_all(a, &["1", "2", "3", "4", "5", "6"]);
     pool.tick(0);
-    assert_eq!(
-        pool.stats(a).counters.evicted_by_watermark,
-        0,
-        "at the mark is not above it"
-    );
+    assert_eq!(pool.stats(a).counters.evicted_by_watermark, 0, "at the mark is not above it");
     pool.store_all(a, &["7", "8"]);
     assert!(pool.tick(0).more, "the work of a tick is bounded");
     assert_eq!(pool.resident(a, &["1", "2", "3", "4"]), ["3", "4"]);
     assert!(pool.tick(0).more);
     assert_eq!(pool.stats(a).pages_resident, 4);
     assert!(!pool.tick(0).more);
-    assert_eq!(
-        pool.stats(a).pages_resident,
-        4,
-        "below the high mark nothing goes"
-    );
+    assert_eq!(pool.stats(a).pages_resident, 4, "below the high mark nothing goes");
 }
 
 #[test]
@@ -279,16 +215,9 @@ fn a_page_that_fits_no_region_is_refused() {
     let mut pool = Pool::new(4);
     let a = pool.hello("a");
     for page_bytes in [0, 2 * MIB + 1, u64::MAX] {
-        let body = Body::Reserve {
-            keys: keys(&["k"]),
-            page_bytes,
-            tag: 0,
-            unless_being_written: false,
-        };
-        let refusal = maru_protocol::Refusal::PageSize {
-            page_bytes,
-            max: 2 * MIB,
-        };
+        let body =
+            Body::Reserve { keys: keys(&["k"]), page_bytes, tag: 0, unless_being_written: false };
+        let refusal = maru_protocol::Refusal::PageSize { page_bytes, max: 2 * MIB };
         assert_eq!(pool.ask(a, body), Err(refusal));
     }
 }

@@ -14,23 +14,12 @@ fn the_first_commit_wins_and_the_loser_gets_the_winners_location() {
     let (a, b) = (pool.hello("a"), pool.hello("b"));
     let (first, second) = (pool.grant(a, "k", MIB), pool.grant(b, "k", MIB));
     assert_ne!(first.offset, second.offset);
-    assert_eq!(
-        pool.acquire(b, "k"),
-        None,
-        "rule 2: nothing unfinished is visible"
-    );
+    assert_eq!(pool.acquire(b, "k"), None, "rule 2: nothing unfinished is visible");
     let winner = Location::new(second, 77);
     assert_eq!(pool.commit(b, second, 77), CommitOutcome::Committed(winner));
-    assert_eq!(
-        pool.commit(a, first, MIB),
-        CommitOutcome::Superseded(winner)
-    );
+    assert_eq!(pool.commit(a, first, MIB), CommitOutcome::Superseded(winner));
     assert_eq!(pool.acquire(a, "k"), Some(winner));
-    assert_eq!(
-        pool.stats(a).pages_reserved,
-        0,
-        "the loser's page is free again"
-    );
+    assert_eq!(pool.stats(a).pages_reserved, 0, "the loser's page is free again");
 }
 
 #[test]
@@ -39,35 +28,18 @@ fn a_writer_may_ask_to_be_refused_while_another_writes() {
     let (a, b) = (pool.hello("a"), pool.hello("b"));
     let reserve = |pool: &mut Pool, id: SessionId, tag, unless_being_written| {
         let keys = keys(&["k"]);
-        let body = Body::Reserve {
-            keys,
-            page_bytes: MIB,
-            tag,
-            unless_being_written,
-        };
+        let body = Body::Reserve { keys, page_bytes: MIB, tag, unless_being_written };
         match pool.ask(id, body) {
             Ok(Answer::Reserved(outcomes)) => outcomes[0],
             other => panic!("{other:?}"),
         }
     };
-    assert!(matches!(
-        reserve(&mut pool, a, 0, true),
-        ReserveOutcome::Granted(_)
-    ));
+    assert!(matches!(reserve(&mut pool, a, 0, true), ReserveOutcome::Granted(_)));
     assert_eq!(reserve(&mut pool, b, 0, true), ReserveOutcome::BeingWritten);
-    assert_eq!(
-        reserve(&mut pool, a, 0, false),
-        ReserveOutcome::AlreadyReserved
-    );
+    assert_eq!(reserve(&mut pool, a, 0, false), ReserveOutcome::AlreadyReserved);
     assert_eq!(reserve(&mut pool, a, 1, true), ReserveOutcome::BeingWritten);
-    assert!(matches!(
-        reserve(&mut pool, a, 1, false),
-        ReserveOutcome::Granted(_)
-    ));
-    assert!(matches!(
-        reserve(&mut pool, b, 0, false),
-        ReserveOutcome::Granted(_)
-    ));
+    assert!(matches!(reserve(&mut pool, a, 1, false), ReserveOutcome::Granted(_)));
+    assert!(matches!(reserve(&mut pool, b, 0, false), ReserveOutcome::Granted(_)));
 }
 
 #[test]
@@ -84,10 +56,7 @@ fn a_key_named_twice_needs_one_page() {
     let mut pool = Pool::new(2);
     let a = pool.hello_with_budget("a", MIB);
     let outcomes = pool.reserve(a, &["k", "k"], MIB);
-    assert!(matches!(
-        outcomes[..],
-        [ReserveOutcome::Granted(_), ReserveOutcome::AlreadyReserved]
-    ));
+    assert!(matches!(outcomes[..], [ReserveOutcome::Granted(_), ReserveOutcome::AlreadyReserved]));
 }
 
 #[test]
@@ -146,14 +115,7 @@ fn an_acquire_can_stop_at_the_first_miss() {
     let (one, three) = (pool.store(a, "1"), pool.store(a, "3"));
     let mut acquire = |stop_at_miss| {
         let keys = keys(&["1", "2", "3"]);
-        pool.ask(
-            a,
-            Body::Acquire {
-                keys,
-                pins: 1,
-                stop_at_miss,
-            },
-        )
+        pool.ask(a, Body::Acquire { keys, pins: 1, stop_at_miss })
     };
     let prefix = Answer::Acquired(vec![Some(one)]);
     assert_eq!(acquire(true), Ok(prefix));
@@ -173,22 +135,10 @@ fn stale_foreign_and_made_up_handles_are_refused() {
     assert_eq!((fresh.region, fresh.offset), (stale.region, stale.offset));
     let next = Generation(fresh.generation.0 + 1);
     let made_up = [
-        Handle {
-            generation: next,
-            ..fresh
-        },
-        Handle {
-            offset: fresh.offset + 1,
-            ..fresh
-        },
-        Handle {
-            offset: u64::MAX,
-            ..fresh
-        },
-        Handle {
-            region: maru_protocol::RegionId(u32::MAX),
-            ..fresh
-        },
+        Handle { generation: next, ..fresh },
+        Handle { offset: fresh.offset + 1, ..fresh },
+        Handle { offset: u64::MAX, ..fresh },
+        Handle { region: maru_protocol::RegionId(u32::MAX), ..fresh },
     ];
     for handle in made_up.into_iter().chain([stale]) {
         assert_eq!(pool.commit(a, handle, 1), CommitOutcome::NotReserved);
@@ -197,10 +147,7 @@ fn stale_foreign_and_made_up_handles_are_refused() {
     }
     assert_eq!(pool.commit(b, fresh, 1), CommitOutcome::NotReserved);
     assert_eq!(pool.abort(b, fresh), ReleaseOutcome::NotHeld);
-    assert!(matches!(
-        pool.commit(a, fresh, 1),
-        CommitOutcome::Committed(_)
-    ));
+    assert!(matches!(pool.commit(a, fresh, 1), CommitOutcome::Committed(_)));
     assert_eq!(pool.commit(a, fresh, 1), CommitOutcome::NotReserved);
 }
 
@@ -212,10 +159,7 @@ fn a_commit_of_an_impossible_length_keeps_the_reservation() {
     for length in [0, MIB + 1, (1 << 32) + 1, u64::MAX] {
         assert_eq!(pool.commit(a, handle, length), CommitOutcome::BadLength);
     }
-    assert!(matches!(
-        pool.commit(a, handle, MIB),
-        CommitOutcome::Committed(_)
-    ));
+    assert!(matches!(pool.commit(a, handle, MIB), CommitOutcome::Committed(_)));
 }
 
 /// Rule 5: sent twice, applied once, answered twice with the same answer.
@@ -227,11 +171,7 @@ fn a_request_sent_twice_is_applied_once() {
     let keys = || keys(&["k"]);
     let page_bytes = MIB;
     let bodies = [
-        Body::Acquire {
-            keys: keys(),
-            pins: 1,
-            stop_at_miss: false,
-        },
+        Body::Acquire { keys: keys(), pins: 1, stop_at_miss: false },
         Body::Reserve {
             keys: crate::pool::keys(&["n"]),
             page_bytes,
@@ -239,18 +179,10 @@ fn a_request_sent_twice_is_applied_once() {
             unless_being_written: false,
         },
         Body::Delete { keys: keys() },
-        Body::Acquire {
-            keys: keys(),
-            pins: 0,
-            stop_at_miss: false,
-        },
+        Body::Acquire { keys: keys(), pins: 0, stop_at_miss: false },
     ];
     for (seq, body) in (10..).zip(bodies) {
-        let request = Request {
-            seq,
-            acked: seq - 1,
-            body,
-        };
+        let request = Request { seq, acked: seq - 1, body };
         let first = pool.send(a, &request);
         let before = Snapshot::of(&pool.directory);
         pool.pass(1);
@@ -264,24 +196,13 @@ fn a_request_sent_twice_is_applied_once() {
 fn the_window_bounds_what_is_unacknowledged() {
     let mut pool = Pool::new(4);
     let a = pool.hello("a");
-    let touch = |seq, acked| Request {
-        seq,
-        acked,
-        body: Body::Touch { keys: keys(&["k"]) },
-    };
+    let touch = |seq, acked| Request { seq, acked, body: Body::Touch { keys: keys(&["k"]) } };
     for seq in 1..=4 {
         assert!(pool.send(a, &touch(seq, 0)).is_ok());
     }
-    assert_eq!(
-        pool.send(a, &touch(5, 0)),
-        Err(Refusal::WindowFull { window: 4 })
-    );
+    assert_eq!(pool.send(a, &touch(5, 0)), Err(Refusal::WindowFull { window: 4 }));
     assert!(pool.send(a, &touch(1, 0)).is_ok(), "a replay needs no room");
-    let look = Request {
-        seq: 6,
-        acked: 0,
-        body: Body::Stats,
-    };
+    let look = Request { seq: 6, acked: 0, body: Body::Stats };
     assert!(pool.send(a, &look).is_ok(), "a look is not kept");
     assert!(pool.send(a, &touch(5, 1)).is_ok());
 }
@@ -291,20 +212,13 @@ fn the_window_bounds_what_is_unacknowledged() {
 fn what_is_acknowledged_is_forgotten() {
     let mut pool = Pool::new(4);
     let a = pool.hello("a");
-    let touch = |seq, acked| Request {
-        seq,
-        acked,
-        body: Body::Touch { keys: keys(&["k"]) },
-    };
+    let touch = |seq, acked| Request { seq, acked, body: Body::Touch { keys: keys(&["k"]) } };
     pool.send(a, &touch(1, 0)).unwrap();
     pool.send(a, &touch(3, 2)).unwrap();
     let refusal = |seq| Err(Refusal::AlreadyAcknowledged { seq, floor: 3 });
     assert_eq!(pool.send(a, &touch(1, 0)), refusal(1));
     assert_eq!(pool.send(a, &touch(0, 0)), refusal(0));
-    assert!(
-        pool.send(a, &touch(3, 0)).is_ok(),
-        "an older acknowledgement takes nothing back"
-    );
+    assert!(pool.send(a, &touch(3, 0)).is_ok(), "an older acknowledgement takes nothing back");
 }
 
 /// The reply to the last of all numbers was kept after it was acknowledged: rule 5 was broken.
@@ -312,15 +226,8 @@ fn what_is_acknowledged_is_forgotten() {
 fn the_last_number_can_be_acknowledged() {
     let mut pool = Pool::new(4);
     let a = pool.hello("a");
-    let touch = |seq, acked| Request {
-        seq,
-        acked,
-        body: Body::Touch { keys: keys(&["k"]) },
-    };
+    let touch = |seq, acked| Request { seq, acked, body: Body::Touch { keys: keys(&["k"]) } };
     pool.send(a, &touch(u64::MAX, 0)).unwrap();
-    let refusal = Refusal::AlreadyAcknowledged {
-        seq: 1,
-        floor: u64::MAX,
-    };
+    let refusal = Refusal::AlreadyAcknowledged { seq: 1, floor: u64::MAX };
     assert_eq!(pool.send(a, &touch(1, u64::MAX)), Err(refusal));
 }

@@ -43,10 +43,7 @@ fn refused_everywhere(path: &Path, expected: &dyn Fn(&DeviceError) -> bool) {
     for error in results {
         let error = error.expect("it is refused");
         assert!(expected(&error), "{error}");
-        assert!(
-            error.to_string().contains(path.to_str().unwrap()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
     }
     assert_eq!(state(path), before);
 }
@@ -57,29 +54,18 @@ fn header_error(wanted: HeaderError) -> impl Fn(&DeviceError) -> bool {
 
 #[test]
 fn a_new_device_is_private_sparse_and_found_again() {
-    for (dir, kind) in [
-        (shm_dir(), DeviceKind::Shm),
-        (tempfile::tempdir().unwrap(), DeviceKind::File),
-    ] {
+    for (dir, kind) in
+        [(shm_dir(), DeviceKind::Shm), (tempfile::tempdir().unwrap(), DeviceKind::File)]
+    {
         let device = create(&dir, "pool", 32 * MIB);
         assert_eq!((device.kind(), device.bytes()), (kind, 32 * MIB));
-        assert_eq!(
-            (device.alignment(), device.data_start()),
-            (4096, DATA_START)
-        );
+        assert_eq!((device.alignment(), device.data_start()), (4096, DATA_START));
         let metadata = fs::metadata(device.path()).unwrap();
         assert_eq!((metadata.len(), metadata.mode() & 0o777), (32 * MIB, 0o600));
-        assert!(
-            metadata.blocks() * 512 < 4 * MIB,
-            "{} blocks",
-            metadata.blocks()
-        );
+        assert!(metadata.blocks() * 512 < 4 * MIB, "{} blocks", metadata.blocks());
 
         let opened = Device::open(device.path(), device.uuid()).unwrap();
-        assert_eq!(
-            (opened.uuid(), opened.bytes()),
-            (device.uuid(), device.bytes())
-        );
+        assert_eq!((opened.uuid(), opened.bytes()), (device.uuid(), device.bytes()));
         let identity = inspect(device.path()).unwrap();
         assert_eq!((identity.uuid, identity.kind), (device.uuid(), kind));
         assert_eq!((identity.bytes, identity.format_version), (32 * MIB, 1));
@@ -91,10 +77,7 @@ fn a_new_device_is_private_sparse_and_found_again() {
 fn bad_sizes_are_refused_before_anything_is_made() {
     let dir = shm_dir();
     let check = |bytes, expected: &dyn Fn(&DeviceError) -> bool| {
-        let spec = DeviceSpec {
-            path: dir.path().join("pool"),
-            bytes,
-        };
+        let spec = DeviceSpec { path: dir.path().join("pool"), bytes };
         let refused = |if_exists| {
             let error = Device::create(&spec, if_exists).unwrap_err();
             assert!(expected(&error), "{bytes:?}: {error}");
@@ -107,28 +90,14 @@ fn bad_sizes_are_refused_before_anything_is_made() {
         assert_eq!(state(&spec.path), before);
         fs::remove_file(&spec.path).unwrap();
     };
-    check(None, &|error| {
-        matches!(error, DeviceError::SizeMissing { .. })
-    });
+    check(None, &|error| matches!(error, DeviceError::SizeMissing { .. }));
     for bytes in [0, 4096, 2 * MIB] {
         check(Some(bytes), &|error| {
-            matches!(
-                error,
-                DeviceError::TooSmall {
-                    least: MIN_DEVICE_BYTES,
-                    ..
-                }
-            )
+            matches!(error, DeviceError::TooSmall { least: MIN_DEVICE_BYTES, .. })
         });
     }
     check(Some(4 * MIB + 1), &|error| {
-        matches!(
-            error,
-            DeviceError::Misaligned {
-                alignment: 4096,
-                ..
-            }
-        )
+        matches!(error, DeviceError::Misaligned { alignment: 4096, .. })
     });
     for bytes in [1 << 50, u64::MAX / 4096 * 4096] {
         check(Some(bytes), &|error| {
@@ -160,19 +129,9 @@ fn content_is_only_overwritten_when_asked() {
     let first = Device::create(&spec, IfExists::Refuse).unwrap().uuid();
     let before = state(&spec.path);
     let error = Device::create(&spec, IfExists::Refuse).unwrap_err();
-    assert!(
-        matches!(error, DeviceError::AlreadyAPool { uuid, .. } if uuid == first),
-        "{error}"
-    );
+    assert!(matches!(error, DeviceError::AlreadyAPool { uuid, .. } if uuid == first), "{error}");
     assert_eq!(state(&spec.path), before);
-    let second = Device::create(
-        &DeviceSpec {
-            bytes: None,
-            ..spec
-        },
-        IfExists::Overwrite,
-    )
-    .unwrap();
+    let second = Device::create(&DeviceSpec { bytes: None, ..spec }, IfExists::Overwrite).unwrap();
     assert_ne!(second.uuid(), first);
     assert_eq!(second.bytes(), 8 * MIB);
 }
@@ -217,32 +176,15 @@ fn foreign_and_damaged_files_are_refused_and_untouched() {
     }
     let mut newer = good.clone();
     newer[8] = 9;
-    check(
-        &newer,
-        HeaderError::WrongVersion {
-            found: 9,
-            supported: 1,
-        },
-    );
+    check(&newer, HeaderError::WrongVersion { found: 9, supported: 1 });
     let mut torn = good.clone();
     torn[20] ^= 1;
-    check(
-        &torn,
-        HeaderError::Corrupt {
-            what: "its checksum does not match",
-        },
-    );
+    check(&torn, HeaderError::Corrupt { what: "its checksum does not match" });
     let error = Device::create(&spec(&dir, "pool", 4 * MIB), IfExists::Refuse).unwrap_err();
     assert!(matches!(error, DeviceError::Header { .. }), "{error}");
     for file_has in [64, 4096, 2 * MIB, 4 * MIB - 1] {
         let whole = usize::try_from(file_has).unwrap();
-        check(
-            &good[..whole],
-            HeaderError::Truncated {
-                header_says: 4 * MIB,
-                file_has,
-            },
-        );
+        check(&good[..whole], HeaderError::Truncated { header_says: 4 * MIB, file_has });
     }
 
     // Grown is fine: the pool is as large as its header says.
@@ -270,10 +212,7 @@ fn a_device_has_one_server_at_a_time() {
     let first = create(&dir, "pool", 4 * MIB);
     let before = state(first.path());
     let again = Device::create(&spec(&dir, "pool", 4 * MIB), IfExists::Overwrite);
-    for error in [
-        Device::open_owner(first.path()).unwrap_err(),
-        again.unwrap_err(),
-    ] {
+    for error in [Device::open_owner(first.path()).unwrap_err(), again.unwrap_err()] {
         assert!(matches!(error, DeviceError::InUse { .. }), "{error}");
     }
     assert_eq!(state(first.path()), before);
@@ -281,10 +220,7 @@ fn a_device_has_one_server_at_a_time() {
     assert!(inspect(first.path()).unwrap().in_use);
 
     drop(first);
-    assert!(
-        !inspect(instance.path()).unwrap().in_use,
-        "an instance takes no lock"
-    );
+    assert!(!inspect(instance.path()).unwrap().in_use, "an instance takes no lock");
     let second = Device::open_owner(instance.path()).unwrap();
     assert_eq!(second.uuid(), instance.uuid());
 }
@@ -297,10 +233,7 @@ fn a_mapping_keeps_its_servers_lock() {
     let mapping = maru_memory::PoolMapping::new(MIB * 64).unwrap();
     mapping.add_device(&device, 0).unwrap();
     drop(device);
-    assert!(matches!(
-        Device::open_owner(&path),
-        Err(DeviceError::InUse { .. })
-    ));
+    assert!(matches!(Device::open_owner(&path), Err(DeviceError::InUse { .. })));
     drop(mapping);
     Device::open_owner(&path).unwrap();
 }
@@ -323,42 +256,22 @@ fn what_cannot_be_a_device_is_named() {
         ("fifo", "a special file"),
         ("/dev/null", "a character device, but not a DAX one"),
     ] {
-        let spec = DeviceSpec {
-            path: at(name),
-            bytes: Some(4 * MIB),
-        };
+        let spec = DeviceSpec { path: at(name), bytes: Some(4 * MIB) };
         let results = [
             Device::create(&spec, IfExists::Overwrite).err(),
             Device::open_owner(&spec.path).err(),
             inspect(&spec.path).err(),
         ];
         for error in results {
-            let Some(DeviceError::NotADevice { found, .. }) = error else {
-                panic!("{error:?}")
-            };
+            let Some(DeviceError::NotADevice { found, .. }) = error else { panic!("{error:?}") };
             assert_eq!(found, wanted);
         }
     }
     let missing = at("missing");
-    assert!(matches!(
-        Device::open_owner(&missing),
-        Err(DeviceError::NotFound { .. })
-    ));
-    assert!(matches!(
-        inspect(&missing),
-        Err(DeviceError::NotFound { .. })
-    ));
+    assert!(matches!(Device::open_owner(&missing), Err(DeviceError::NotFound { .. })));
+    assert!(matches!(inspect(&missing), Err(DeviceError::NotFound { .. })));
     let error = Device::create(&spec(&dir, "missing/pool", 4 * MIB), IfExists::Refuse).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            DeviceError::Io {
-                action: "find the directory",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DeviceError::Io { action: "find the directory", .. }), "{error}");
 }
 
 /// For memory that not every machine has: `MARU_TEST_DEVICE=/dev/dax0.0`, or a file on hugetlbfs
@@ -374,21 +287,11 @@ fn a_real_device_serves_pages() {
     let (start, len) = (1 << 30, device.bytes());
     mapping.add_device(&opened, start).unwrap();
     for view in [View::Write, View::Read] {
-        Populate::start(Arc::clone(&mapping), start, len, 2, view)
-            .unwrap()
-            .wait()
-            .unwrap();
+        Populate::start(Arc::clone(&mapping), start, len, 2, view).unwrap().wait().unwrap();
     }
     let (offset, len) = (start + DATA_START, len - DATA_START);
     mapping.write(offset, len).unwrap().bytes_mut().fill(3);
-    assert!(
-        mapping
-            .read(offset, len)
-            .unwrap()
-            .bytes()
-            .iter()
-            .all(|byte| *byte == 3)
-    );
+    assert!(mapping.read(offset, len).unwrap().bytes().iter().all(|byte| *byte == 3));
     assert!(inspect(device.path()).unwrap().in_use);
     let path = device.path().to_owned();
     drop(device);

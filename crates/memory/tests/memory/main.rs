@@ -1,8 +1,5 @@
 //! Devices, mappings and populate as their users see them.
-#![allow(
-    unsafe_code,
-    reason = "one test stores through a read-only pointer, to see it fault"
-)]
+#![allow(unsafe_code, reason = "one test stores through a read-only pointer, to see it fault")]
 #![allow(clippy::unwrap_used, reason = "clippy takes the helpers for no tests")]
 
 use std::sync::Arc;
@@ -21,10 +18,7 @@ fn shm_dir() -> TempDir {
 }
 
 fn spec(dir: &TempDir, name: &str, bytes: u64) -> DeviceSpec {
-    DeviceSpec {
-        path: dir.path().join(name),
-        bytes: Some(bytes),
-    }
+    DeviceSpec { path: dir.path().join(name), bytes: Some(bytes) }
 }
 
 fn create(dir: &TempDir, name: &str, bytes: u64) -> Device {
@@ -43,12 +37,7 @@ fn map(device: &Device) -> Arc<PoolMapping> {
 fn smaps(base: *const u8, field: &str) -> String {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let start = format!("{:x}-", base.addr());
-    let mut entry = smaps
-        .lines()
-        .skip_while(|line| !line.starts_with(&start))
-        .skip(1);
-    let value = entry
-        .find_map(|line| line.strip_prefix(field))
-        .expect("the memory is mapped");
+    let mut entry = smaps.lines().skip_while(|line| !line.starts_with(&start)).skip(1);
+    let value = entry.find_map(|line| line.strip_prefix(field)).expect("the memory is mapped");
     value.trim_start_matches(':').trim().to_owned()
 }

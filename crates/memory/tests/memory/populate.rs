@@ -18,11 +18,7 @@ fn all_memory_comes_in_and_nothing_changes() {
         let device = create(&dir, "pool", BYTES);
         let mapping = map(&device);
         let offset = DATA_START + 65 * MIB;
-        mapping
-            .write(offset, 4)
-            .unwrap()
-            .copy_from(b"here")
-            .unwrap();
+        mapping.write(offset, 4).unwrap().copy_from(b"here").unwrap();
         let populate = Populate::start(Arc::clone(&mapping), 0, BYTES, 3, view).unwrap();
         while !populate.is_finished() {
             let (done, total) = populate.progress();
@@ -47,11 +43,7 @@ fn dropped_it_stops() {
     let device = create(&dir, "pool", BYTES);
     let mapping = map(&device);
     drop(Populate::start(Arc::clone(&mapping), 0, BYTES, 0, View::Write).unwrap());
-    assert_eq!(
-        Arc::strong_count(&mapping),
-        1,
-        "no thread is left that holds it"
-    );
+    assert_eq!(Arc::strong_count(&mapping), 1, "no thread is left that holds it");
 }
 
 #[test]
@@ -60,10 +52,7 @@ fn only_what_is_mapped() {
     let mapping = map(&create(&dir, "pool", 4 * MIB));
     for (offset, len) in [(4 * MIB, 4096), (0, 4 * MIB + 1), (u64::MAX, 2)] {
         let error = Populate::start(Arc::clone(&mapping), offset, len, 1, View::Read).unwrap_err();
-        let outside = matches!(
-            &error,
-            PopulateError::Mapping(MappingError::OutOfBounds { .. })
-        );
+        let outside = matches!(&error, PopulateError::Mapping(MappingError::OutOfBounds { .. }));
         assert!(outside, "{error}");
     }
 }

@@ -57,43 +57,23 @@ enum Scale {
 impl Axis {
     /// From 0 to at least `largest`, with ticks at round numbers. A `whole` axis ends at a tick.
     pub(super) fn linear(label: impl Into<String>, largest: f64, whole: bool) -> Self {
-        let largest = if largest.is_finite() && largest > 0.0 {
-            largest
-        } else {
-            1.0
-        };
+        let largest = if largest.is_finite() && largest > 0.0 { largest } else { 1.0 };
         // As many as fit side by side: long numbers take more room.
         let steps_max = if largest < 1e5 { 7.0 } else { 4.0 };
         let step = round_step(largest / steps_max);
-        let to = if whole {
-            (largest / step).ceil() * step
-        } else {
-            largest
-        };
+        let to = if whole { (largest / step).ceil() * step } else { largest };
         let ticks = (0..=8)
             .map(|index| f64::from(index) * step)
             .take_while(|at| *at <= to + step * 1e-6)
             .map(|at| (at, tick_label(at, step)))
             .collect();
-        Self {
-            label: label.into(),
-            from: 0.0,
-            to,
-            scale: Scale::Linear,
-            ticks,
-        }
+        Self { label: label.into(), from: 0.0, to, scale: Scale::Linear, ticks }
     }
 
     /// A log axis over whole decades of microseconds.
     pub(super) fn log_microseconds(label: impl Into<String>, smallest: f64, largest: f64) -> Self {
-        let first = smallest
-            .clamp(MICROSECONDS_MIN, MICROSECONDS_MAX)
-            .log10()
-            .floor();
-        let last = largest
-            .clamp(MICROSECONDS_MIN, MICROSECONDS_MAX)
-            .log10()
-            .ceil();
+        let first = smallest.clamp(MICROSECONDS_MIN, MICROSECONDS_MAX).log10().floor();
+        let last = largest.clamp(MICROSECONDS_MIN, MICROSECONDS_MAX).log10().ceil();
         let last = last.max(first + 1.0);
         let decades = (0..=DECADES_MAX)
             .map(|index| first + f64::from(index))
@@ -131,13 +111,7 @@ impl Axis {
             .filter(|(at, _, important)| *at <= to && (*important || !crowded))
             .map(|(at, text, _)| (at, text.to_owned()))
             .collect();
-        Self {
-            label: label.into(),
-            from: 0.0,
-            to,
-            scale: Scale::Linear,
-            ticks,
-        }
+        Self { label: label.into(), from: 0.0, to, scale: Scale::Linear, ticks }
     }
 
     /// Where a value lies, from 0 to 1; values beyond the ends are drawn at the ends.
@@ -209,37 +183,24 @@ fn microseconds_label(at: f64) -> String {
 impl Chart {
     /// The chart with its legend; `None` where there is nothing to draw.
     pub(super) fn figure(&self) -> Option<Element> {
-        let drawn: Vec<&Series> = self
-            .series
-            .iter()
-            .filter(|series| !series.points.is_empty())
-            .collect();
+        let drawn: Vec<&Series> =
+            self.series.iter().filter(|series| !series.points.is_empty()).collect();
         if drawn.is_empty() {
             return None;
         }
-        let legend = Element::new("p")
-            .class("legend")
-            .set("aria-hidden", "true")
-            .with_all(drawn.iter().map(|series| {
-                let swatch = Element::new("svg")
-                    .class("swatch")
-                    .set("viewBox", "0 0 28 10")
-                    .with(
-                        Element::new("path")
-                            .set("class", format!("line {}", series.class))
-                            .set("d", "M1 5H27"),
-                    );
+        let legend = Element::new("p").class("legend").set("aria-hidden", "true").with_all(
+            drawn.iter().map(|series| {
+                let swatch = Element::new("svg").class("swatch").set("viewBox", "0 0 28 10").with(
+                    Element::new("path")
+                        .set("class", format!("line {}", series.class))
+                        .set("d", "M1 5H27"),
+                );
                 Element::new("span").with(swatch).text(series.name)
-            }));
-        let caption = Element::new("figcaption")
-            .with(Element::of("h3", self.title.as_str()))
-            .with(legend);
-        Some(
-            Element::new("figure")
-                .class("card")
-                .with(caption)
-                .with(self.svg(&drawn)),
-        )
+            }),
+        );
+        let caption =
+            Element::new("figcaption").with(Element::of("h3", self.title.as_str())).with(legend);
+        Some(Element::new("figure").class("card").with(caption).with(self.svg(&drawn)))
     }
 
     fn svg(&self, drawn: &[&Series]) -> Element {
@@ -290,9 +251,7 @@ impl Chart {
                 let _ = write!(path, "{pen}{:.1} {:.1}", self.across(x), self.down(y));
             }
         }
-        Element::new("path")
-            .set("class", format!("line {}", series.class))
-            .set("d", path)
+        Element::new("path").set("class", format!("line {}", series.class)).set("d", path)
     }
 
     fn across(&self, x: f64) -> f64 {
@@ -323,9 +282,8 @@ fn thin(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .chunks(together)
         .map(|chunk| {
             let count = figures::float(chunk.len() as u64);
-            let sum = chunk
-                .iter()
-                .fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+            let sum =
+                chunk.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0, sum.1 + point.1));
             (sum.0 / count, sum.1 / count)
         })
         .collect();
@@ -346,10 +304,7 @@ mod tests {
     #[test]
     fn linear_axes() {
         let axis = Axis::linear("requests", 12_031.0, false);
-        assert_eq!(
-            labels(&axis),
-            ["0", "2,000", "4,000", "6,000", "8,000", "10,000", "12,000"]
-        );
+        assert_eq!(labels(&axis), ["0", "2,000", "4,000", "6,000", "8,000", "10,000", "12,000"]);
         assert!((axis.place(12_031.0) - 1.0).abs() < 1e-9);
         let axis = Axis::linear("%", 38.0, true);
         assert_eq!(labels(&axis), ["0", "10", "20", "30", "40"]);
@@ -364,23 +319,13 @@ mod tests {
     #[test]
     fn log_axes() {
         let axis = Axis::log_microseconds("latency", 3.0, 20_000.0);
-        let expected = [
-            "1 \u{b5}s",
-            "10 \u{b5}s",
-            "100 \u{b5}s",
-            "1 ms",
-            "10 ms",
-            "100 ms",
-        ];
+        let expected = ["1 \u{b5}s", "10 \u{b5}s", "100 \u{b5}s", "1 ms", "10 ms", "100 ms"];
         assert_eq!(labels(&axis), expected);
         assert!((axis.place(100.0) - 0.4).abs() < 1e-9);
         assert!(axis.place(0.0).abs() < 1e-9);
         // One decade at least, whatever was measured.
         assert_eq!(labels(&Axis::log_microseconds("", 10.0, 10.0)).len(), 2);
-        assert_eq!(
-            labels(&Axis::log_microseconds("", 0.0, 0.0))[0],
-            "0.01 \u{b5}s"
-        );
+        assert_eq!(labels(&Axis::log_microseconds("", 0.0, 0.0))[0], "0.01 \u{b5}s");
     }
 
     #[test]

@@ -4,10 +4,7 @@
 pub(super) const NONE: &str = "n/a";
 
 /// As a float, to compare and to draw.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "read by people, to a few digits"
-)]
+#[expect(clippy::cast_precision_loss, reason = "read by people, to a few digits")]
 pub(super) fn float(number: u64) -> f64 {
     number as f64
 }
@@ -31,11 +28,7 @@ pub(super) fn count(number: impl Into<i128>) -> String {
 
 /// `26.3 %`, of a share of 1.
 pub(super) fn percent(share: f64) -> String {
-    if share.is_finite() {
-        format!("{:.1} %", share * 100.0)
-    } else {
-        NONE.to_owned()
-    }
+    if share.is_finite() { format!("{:.1} %", share * 100.0) } else { NONE.to_owned() }
 }
 
 /// Three digits that matter, and no more places behind the point than that takes.
@@ -77,11 +70,7 @@ pub(super) fn microseconds(number: f64) -> String {
         middle if middle < 999_500.0 => (1e3, "ms"),
         _ => (1e6, "s"),
     };
-    if number.is_finite() {
-        format!("{} {unit}", digits(number / size))
-    } else {
-        NONE.to_owned()
-    }
+    if number.is_finite() { format!("{} {unit}", digits(number / size)) } else { NONE.to_owned() }
 }
 
 /// `48.2 s`, `58 min 57 s`, `3 h 5 min`
@@ -118,12 +107,8 @@ mod tests {
 
     #[test]
     fn counts() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (-1_234_567, "-1,234,567"),
-        ] {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (-1_234_567, "-1,234,567")]
+        {
             assert_eq!(count(number), text);
         }
         assert_eq!(count(u64::MAX), "18,446,744,073,709,551,615");

@@ -23,11 +23,7 @@ enum Child {
 
 impl Element {
     pub(super) fn new(tag: &'static str) -> Self {
-        Self {
-            tag,
-            attributes: Vec::new(),
-            children: Vec::new(),
-        }
+        Self { tag, attributes: Vec::new(), children: Vec::new() }
     }
 
     /// An element with nothing but text in it.
@@ -60,8 +56,7 @@ impl Element {
     }
 
     pub(super) fn with_all(mut self, children: impl IntoIterator<Item = Self>) -> Self {
-        self.children
-            .extend(children.into_iter().map(Child::Element));
+        self.children.extend(children.into_iter().map(Child::Element));
         self
     }
 
@@ -117,10 +112,7 @@ mod tests {
     #[test]
     fn escapes_text_and_attributes() {
         let mut out = String::new();
-        Element::new("p")
-            .set("title", "a\"b'<c>")
-            .text("<script>&\u{1b}[0m\0")
-            .render(&mut out);
+        Element::new("p").set("title", "a\"b'<c>").text("<script>&\u{1b}[0m\0").render(&mut out);
         let expected = "<p title=\"a&quot;b&#39;&lt;c&gt;\">\
                         &lt;script&gt;&amp;\u{fffd}[0m\u{fffd}</p>\n";
         assert_eq!(out, expected);

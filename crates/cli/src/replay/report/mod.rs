@@ -58,11 +58,7 @@ pub(crate) fn html(comparison: &Comparison) -> String {
                 .set("name", "viewport")
                 .set("content", "width=device-width, initial-scale=1"),
         )
-        .with(
-            Element::new("meta")
-                .set("name", "color-scheme")
-                .set("content", "light dark"),
-        )
+        .with(Element::new("meta").set("name", "color-scheme").set("content", "light dark"))
         .with(Element::of("title", "Maru replay report"))
         .with(Element::new("style").verbatim(include_str!("style.css")));
     let page = Element::new("html")
@@ -91,9 +87,7 @@ fn body(comparison: &Comparison, runs: &[(Pools, &Run)]) -> Element {
             .with_all(over_time.map(|charts| section("Over time").with(charts)))
             .with(section("Side by side").with(tables::comparison(runs)))
             .with_all(tables::latencies(runs).map(|table| {
-                section("Latency")
-                    .with_all(charts(plots::latencies(runs)))
-                    .with(table)
+                section("Latency").with_all(charts(plots::latencies(runs))).with(table)
             }));
     }
     main.with(section("What was replayed").with(tables::setting(comparison)))
@@ -105,10 +99,7 @@ fn section(title: &'static str) -> Element {
 
 /// Charts side by side; `None` where none has anything to draw.
 fn charts(charts: impl IntoIterator<Item = chart::Chart>) -> Option<Element> {
-    let figures: Vec<Element> = charts
-        .into_iter()
-        .filter_map(|chart| chart.figure())
-        .collect();
+    let figures: Vec<Element> = charts.into_iter().filter_map(|chart| chart.figure()).collect();
     let drawn = !figures.is_empty();
     drawn.then(|| Element::new("div").class("charts").with_all(figures))
 }
@@ -149,10 +140,7 @@ fn defects(runs: &[(Pools, &Run)]) -> Option<Element> {
             [
                 (i128::from(run.wrong_bytes), "wrong bytes"),
                 (i128::from(run.pins_left), "pins that nobody gave back"),
-                (
-                    i128::from(run.reservations_left),
-                    "reservations that nobody gave back",
-                ),
+                (i128::from(run.reservations_left), "reservations that nobody gave back"),
                 (i128::from(run.pages_lost), "pages lost"),
             ]
             .into_iter()
@@ -196,13 +184,8 @@ fn headline(comparison: &Comparison, runs: &[(Pools, &Run)]) -> Element {
             format!("{shared_bytes} of KV not computed again, against {private_bytes}"),
         ));
     }
-    let wrong: u128 = runs
-        .iter()
-        .map(|(_, run)| u128::from(run.wrong_bytes))
-        .sum();
-    let verified = runs.iter().fold(0, |sum: u64, (_, run)| {
-        sum.saturating_add(run.bytes_verified)
-    });
+    let wrong: u128 = runs.iter().map(|(_, run)| u128::from(run.wrong_bytes)).sum();
+    let verified = runs.iter().fold(0, |sum: u64, (_, run)| sum.saturating_add(run.bytes_verified));
     tiles.push(tile(
         if wrong == 0 { "good" } else { "bad" },
         "Wrong bytes".to_owned(),

@@ -22,11 +22,7 @@ pub(super) fn hit_rate(runs: Runs) -> Chart {
         title: "Hit rate over the requests".to_owned(),
         description: rates.collect::<Vec<_>>().join(" "),
         x: Axis::linear("requests done", largest(&series, |point| point.0), false),
-        y: Axis::linear(
-            "blocks found in the pool (%)",
-            largest(&series, |point| point.1),
-            true,
-        ),
+        y: Axis::linear("blocks found in the pool (%)", largest(&series, |point| point.1), true),
         series,
     }
 }
@@ -96,9 +92,7 @@ pub(super) fn latencies(runs: Runs) -> Vec<Chart> {
                 description: spoken.collect::<Vec<_>>().join(" "),
                 x: Axis::percentiles("percentile (%)", nines_max),
                 y: Axis::log_microseconds("round trip", smallest, largest),
-                series: series(runs, |run| {
-                    run.latency_us.get(kind).map_or_else(Vec::new, curve)
-                }),
+                series: series(runs, |run| run.latency_us.get(kind).map_or_else(Vec::new, curve)),
             }
         })
         .collect()
@@ -107,11 +101,8 @@ pub(super) fn latencies(runs: Runs) -> Vec<Chart> {
 /// Every kind of request in any of the runs: those of the usual life of a block first, in its order.
 pub(super) fn request_kinds<'a>(runs: &[(Pools, &'a Run)]) -> Vec<&'a str> {
     const USUAL: [&str; 4] = ["acquire", "release", "reserve", "commit"];
-    let mut kinds: Vec<&str> = runs
-        .iter()
-        .flat_map(|(_, run)| run.latency_us.keys())
-        .map(String::as_str)
-        .collect();
+    let mut kinds: Vec<&str> =
+        runs.iter().flat_map(|(_, run)| run.latency_us.keys()).map(String::as_str).collect();
     let rank = |kind: &str| USUAL.iter().position(|usual| *usual == kind);
     kinds.sort_unstable_by_key(|kind| (rank(kind).unwrap_or(USUAL.len()), *kind));
     kinds.dedup();
@@ -140,9 +131,5 @@ fn series(runs: Runs, points: impl Fn(&Run) -> Vec<(f64, f64)>) -> Vec<Series> {
 }
 
 fn largest(series: &[Series], coordinate: impl Fn(&(f64, f64)) -> f64) -> f64 {
-    series
-        .iter()
-        .flat_map(|series| &series.points)
-        .map(coordinate)
-        .fold(0.0, f64::max)
+    series.iter().flat_map(|series| &series.points).map(coordinate).fold(0.0, f64::max)
 }

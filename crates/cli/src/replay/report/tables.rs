@@ -19,11 +19,7 @@ struct Figure {
 
 impl Figure {
     fn plain(text: String) -> Self {
-        Self {
-            text,
-            exact: None,
-            defect: false,
-        }
+        Self { text, exact: None, defect: false }
     }
 
     fn count(number: u64) -> Self {
@@ -31,19 +27,13 @@ impl Figure {
     }
 
     fn bytes(number: u64) -> Self {
-        Self {
-            exact: Some(format!("{} bytes", count(number))),
-            ..Self::plain(bytes(number))
-        }
+        Self { exact: Some(format!("{} bytes", count(number))), ..Self::plain(bytes(number)) }
     }
 
     /// What must be 0.
     fn defects(number: impl Into<i128>) -> Self {
         let number: i128 = number.into();
-        Self {
-            defect: number != 0,
-            ..Self::plain(count(number))
-        }
+        Self { defect: number != 0, ..Self::plain(count(number)) }
     }
 
     fn cell(&self) -> Element {
@@ -61,17 +51,11 @@ const ROWS: [(&str, &[Row]); 5] = [
     (
         "Found in the pool",
         &[
-            ("Prefix hit rate", |run| {
-                Figure::plain(percent(run.prefix_hit_rate))
-            }),
+            ("Prefix hit rate", |run| Figure::plain(percent(run.prefix_hit_rate))),
             ("Requests", |run| Figure::count(run.requests)),
-            ("Blocks requested", |run| {
-                Figure::count(run.blocks_requested)
-            }),
+            ("Blocks requested", |run| Figure::count(run.blocks_requested)),
             ("Blocks hit", |run| Figure::count(run.blocks_hit)),
-            ("KV not computed again", |run| {
-                Figure::bytes(run.bytes_not_recomputed)
-            }),
+            ("KV not computed again", |run| Figure::bytes(run.bytes_not_recomputed)),
         ],
     ),
     (
@@ -81,9 +65,7 @@ const ROWS: [(&str, &[Row]); 5] = [
             ("Blocks another instance had stored", |run| {
                 Figure::count(run.blocks_not_stored_again)
             }),
-            ("Blocks without memory", |run| {
-                Figure::count(run.blocks_without_memory)
-            }),
+            ("Blocks without memory", |run| Figure::count(run.blocks_without_memory)),
             ("Evictions", |run| Figure::count(run.evictions)),
         ],
     ),
@@ -105,13 +87,9 @@ const ROWS: [(&str, &[Row]); 5] = [
     (
         "At the end",
         &[
-            ("Instances lost", |run| {
-                Figure::count(run.instances_lost.into())
-            }),
+            ("Instances lost", |run| Figure::count(run.instances_lost.into())),
             ("Pins left", |run| Figure::defects(run.pins_left)),
-            ("Reservations left", |run| {
-                Figure::defects(run.reservations_left)
-            }),
+            ("Reservations left", |run| Figure::defects(run.reservations_left)),
             ("Pages lost", |run| Figure::defects(run.pages_lost)),
         ],
     ),
@@ -124,18 +102,17 @@ fn gb_per_s(speed: f64) -> Figure {
 /// All figures of the runs, side by side.
 pub(super) fn comparison(runs: Runs) -> Element {
     let head = Element::new("tr").with(heading("col", "Figure")).with_all(
-        runs.iter()
-            .map(|(pools, _)| heading("col", pools.name()).set("class", pools.class())),
+        runs.iter().map(|(pools, _)| heading("col", pools.name()).set("class", pools.class())),
     );
     let groups = ROWS.iter().map(|(title, rows)| {
         let group = heading("colgroup", title).set("colspan", (runs.len() + 1).to_string());
-        Element::new("tbody")
-            .with(Element::new("tr").class("group").with(group))
-            .with_all(rows.iter().map(|(name, figure)| {
+        Element::new("tbody").with(Element::new("tr").class("group").with(group)).with_all(
+            rows.iter().map(|(name, figure)| {
                 Element::new("tr")
                     .with(heading("row", name))
                     .with_all(runs.iter().map(|(_, run)| figure(run).cell()))
-            }))
+            }),
+        )
     });
     scrolling(
         Element::new("table")
@@ -183,11 +160,7 @@ pub(super) fn setting(comparison: &Comparison) -> Element {
         ("Requests", count(trace.requests)),
         (
             "Blocks",
-            format!(
-                "{}, {} of them distinct",
-                count(trace.blocks),
-                count(trace.distinct_blocks)
-            ),
+            format!("{}, {} of them distinct", count(trace.blocks), count(trace.distinct_blocks)),
         ),
         ("Bad lines passed over", count(trace.skipped_lines)),
         ("Time span", seconds(float(trace.span_ms) / 1e3)),
@@ -200,13 +173,9 @@ pub(super) fn setting(comparison: &Comparison) -> Element {
         ("Replayed", times_faster(options.speed_up)),
         ("Seed", options.seed.to_string()),
     ];
-    Element::new("dl")
-        .class("setting")
-        .with_all(entries.into_iter().map(|(name, value)| {
-            Element::new("div")
-                .with(Element::of("dt", name))
-                .with(Element::of("dd", value))
-        }))
+    Element::new("dl").class("setting").with_all(entries.into_iter().map(|(name, value)| {
+        Element::new("div").with(Element::of("dt", name)).with(Element::of("dd", value))
+    }))
 }
 
 fn heading(scope: &'static str, text: &str) -> Element {
@@ -215,8 +184,5 @@ fn heading(scope: &'static str, text: &str) -> Element {
 
 /// A wide table scrolls by itself on a narrow screen, and can be reached by the keyboard.
 fn scrolling(table: Element) -> Element {
-    Element::new("div")
-        .class("card scrolling")
-        .set("tabindex", "0")
-        .with(table)
+    Element::new("div").class("card scrolling").set("tabindex", "0").with(table)
 }

@@ -4,13 +4,11 @@ use super::*;
 use crate::replay::result::{Latency, ReplayOptions, Sample, Throughput, TraceInfo};
 
 fn latency(scale: f64) -> Latency {
-    let percentiles = [
-        0.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0,
-    ]
-    .into_iter()
-    .zip([0.5, 1.0, 1.2, 1.6, 2.0, 3.5, 5.0, 14.0, 21.0, 60.0, 90.0])
-    .map(|(percentile, factor)| (percentile, factor * scale))
-    .collect();
+    let percentiles = [0.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0]
+        .into_iter()
+        .zip([0.5, 1.0, 1.2, 1.6, 2.0, 3.5, 5.0, 14.0, 21.0, 60.0, 90.0])
+        .map(|(percentile, factor)| (percentile, factor * scale))
+        .collect();
     Latency {
         count: 12_031,
         p50: scale,
@@ -39,13 +37,8 @@ fn run(hit_rate: f64, scale: f64, seconds: f64) -> Run {
             }
         })
         .collect();
-    let latency_us = [
-        ("acquire", 1.0),
-        ("release", 0.6),
-        ("reserve", 1.5),
-        ("commit", 1.2),
-    ]
-    .map(|(kind, factor)| (kind.to_owned(), latency(scale * factor)));
+    let latency_us = [("acquire", 1.0), ("release", 0.6), ("reserve", 1.5), ("commit", 1.2)]
+        .map(|(kind, factor)| (kind.to_owned(), latency(scale * factor)));
     Run {
         prefix_hit_rate: hit_rate,
         requests: 12_031,
@@ -58,10 +51,7 @@ fn run(hit_rate: f64, scale: f64, seconds: f64) -> Run {
         bytes_verified: 1_243_348_993,
         wrong_bytes: 0,
         evictions: 196_009,
-        gb_per_s: Throughput {
-            write: 6.54,
-            read: 7.891,
-        },
+        gb_per_s: Throughput { write: 6.54, read: 7.891 },
         latency_us: BTreeMap::from(latency_us),
         seconds,
         instances_lost: 1,
@@ -95,10 +85,8 @@ fn example() -> Comparison {
 }
 
 fn parse(page: &str) -> roxmltree::Document<'_> {
-    let options = roxmltree::ParsingOptions {
-        allow_dtd: true,
-        ..roxmltree::ParsingOptions::default()
-    };
+    let options =
+        roxmltree::ParsingOptions { allow_dtd: true, ..roxmltree::ParsingOptions::default() };
     roxmltree::Document::parse_with_options(page, options).expect("the page is well-formed")
 }
 
@@ -161,30 +149,18 @@ fn every_figure_is_there() {
 fn is_accessible_and_needs_nothing_else() {
     let page = html(&example());
     let document = parse(&page);
-    let ids: Vec<&str> = document
-        .descendants()
-        .filter_map(|node| node.attribute("id"))
-        .collect();
-    for chart in document
-        .descendants()
-        .filter(|node| node.attribute("role") == Some("img"))
-    {
+    let ids: Vec<&str> = document.descendants().filter_map(|node| node.attribute("id")).collect();
+    for chart in document.descendants().filter(|node| node.attribute("role") == Some("img")) {
         let named = chart.attribute("aria-labelledby").unwrap();
         for id in named.split(' ') {
             assert_eq!(ids.iter().filter(|found| **found == id).count(), 1, "{id}");
         }
     }
     for name in ["src", "href", "xlink:href", "srcset", "action"] {
-        assert!(
-            !document.descendants().any(|node| node.has_attribute(name)),
-            "{name}"
-        );
+        assert!(!document.descendants().any(|node| node.has_attribute(name)), "{name}");
     }
     for tag in ["script", "link", "img", "iframe", "image", "use"] {
-        assert!(
-            !document.descendants().any(|node| node.has_tag_name(tag)),
-            "{tag}"
-        );
+        assert!(!document.descendants().any(|node| node.has_tag_name(tag)), "{tag}");
     }
     assert!(!page.contains("url(") && !page.contains("@import") && !page.contains("http"));
 }
@@ -261,12 +237,7 @@ fn odd_numbers_do_no_harm() {
     let odd = Latency {
         count: 0,
         p50: f64::NAN,
-        percentiles: vec![
-            (f64::NAN, 0.0),
-            (100.0, f64::INFINITY),
-            (-5.0, -1.0),
-            (200.0, 1e300),
-        ],
+        percentiles: vec![(f64::NAN, 0.0), (100.0, f64::INFINITY), (-5.0, -1.0), (200.0, 1e300)],
         ..Latency::default()
     };
     shared.latency_us.insert("acquire".to_owned(), odd);

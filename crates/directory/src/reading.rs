@@ -1,0 +1,186 @@
+//! A reader's requests: contains, acquire, release, touch; and delete.
+
+use maru_protocol::{
+    Answer, DeleteOutcome, Handle, Key, Presence, Refusal, ReleaseOutcome, SessionId,
+};
+
+use crate::entries::EntryId;
+use crate::pages::PageState;
+use crate::sessions::PinHold;
+use crate::{Directory, Millis, PINS_PER_SESSION_MAX};
+
+impl Directory {
+    /// What is known of a key; changes nothing (rule 10).
+    pub(crate) fn presence(&self, key: Key<'_>) -> Presence {
+        match self.entries.find(key).map(|id| self.entries.get(id)) {
+            Some(entry) if entry.resident.is_some() => Presence::Resident,
+            Some(_) => Presence::Reserved,
+            None => Presence::Missing,
+        }
+    }
+
+    pub(crate) fn check_pins(
+        &self,
+        id: SessionId,
+        entries: usize,
+        pins: u32,
+    ) -> Result<(), Refusal> {
+        let held = self.sessions.live.get(&id).map_or(0, |session| session.pin_count);
+        let asked = entries as u64 * u64::from(pins);
+        if pins == 0 || held + asked > PINS_PER_SESSION_MAX {
+            return Err(Refusal::Pins { pins, held, max: PINS_PER_SESSION_MAX });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn acquire(
+        &mut self,
+        now: Millis,
+        id: SessionId,
+        keys: &[Key<'_>],
+        pins: u32,
+        stop_at_miss: bool,
+    ) -> Result<Answer, Refusal> {
+        self.check_pins(id, keys.len(), pins)?;
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            let hit = self.entries.find(*key).and_then(|entry| {
+                let resident = self.entries.get(entry).resident?;
+                self.use_entry(now, entry);
+                self.pin(now, id, entry, pins);
+                Some(self.location(&resident))
+            });
+            let counter =
+                if hit.is_some() { &mut self.counters.hits } else { &mut self.counters.misses };
+            *counter += 1;
+            if stop_at_miss && hit.is_none() {
+                break;
+            }
+            found.push(hit);
+        }
+        Ok(Answer::Acquired(found))
+    }
+
+    /// Counts as a use of a resident entry.
+    fn use_entry(&mut self, now: Millis, entry: EntryId) {
+        self.policy.touch(entry);
+        if let Some(resident) = &mut self.entries.get_mut(entry).resident {
+            resident.touched = now;
+            self.pages.region_mut(resident.page).touched = now;
+        }
+    }
+
+    /// Adds `count` pins of a session to a resident entry.
+    pub(crate) fn pin(&mut self, now: Millis, id: SessionId, entry: EntryId, count: u32) {
+        let state = self.entries.get_mut(entry);
+        let (Some(session), Some(resident)) = (self.sessions.live.get_mut(&id), state.resident)
+        else {
+            return;
+        };
+        if count == 0 {
+            return;
+        }
+        if state.pins == 0 {
+            self.policy.pin(entry);
+            self.pages.queue_mut(resident.page, resident.queue).evictable -= 1;
+            self.pages.region_mut(resident.page).pinned += 1;
+            self.entries_pinned += 1;
+        }
+        state.pins += count;
+        let held = session.pins.entry(entry).or_insert(PinHold { count: 0, since: now });
+        held.count += count;
+        session.pin_count += u64::from(count);
+        self.pins += u64::from(count);
+    }
+
+    pub(crate) fn release(
+        &mut self,
+        now: Millis,
+        id: SessionId,
+        handle: Handle,
+        count: u32,
+    ) -> ReleaseOutcome {
+        let Some((_, PageState::Resident(entry))) = self.pages.find(handle) else {
+            return ReleaseOutcome::NotHeld;
+        };
+        self.unpin(now, id, entry, count)
+    }
+
+    /// Takes back `count` of a session's own pins on an entry, or none (rule 4).
+    pub(crate) fn unpin(
+        &mut self,
+        now: Millis,
+        id: SessionId,
+        entry: EntryId,
+        count: u32,
+    ) -> ReleaseOutcome {
+        let Some(session) = self.sessions.live.get_mut(&id) else {
+            return ReleaseOutcome::NotHeld;
+        };
+        match session.pins.get_mut(&entry) {
+            Some(held) if held.count > count && count > 0 => held.count -= count,
+            Some(held) if held.count == count => {
+                session.pins.swap_remove(&entry);
+            }
+            _ => return ReleaseOutcome::NotHeld,
+        }
+        session.pin_count -= u64::from(count);
+        self.pins -= u64::from(count);
+        let state = self.entries.get_mut(entry);
+        state.pins -= count;
+        if state.pins == 0 {
+            self.entries_pinned -= 1;
+            self.policy.unpin(entry);
+            if let Some(resident) = &mut state.resident {
+                resident.touched = now;
+                self.pages.queue_mut(resident.page, resident.queue).evictable += 1;
+                let region = self.pages.region_mut(resident.page);
+                region.pinned -= 1;
+                region.touched = now;
+            }
+        }
+        ReleaseOutcome::Released
+    }
+
+    pub(crate) fn delete(&mut self, key: Key<'_>) -> DeleteOutcome {
+        let Some(id) = self.entries.find(key) else {
+            return DeleteOutcome::Missing;
+        };
+        let entry = self.entries.get(id);
+        if entry.resident.is_none() {
+            DeleteOutcome::Reserved
+        } else if entry.pins > 0 {
+            DeleteOutcome::Pinned
+        } else {
+            self.withdraw(id);
+            self.counters.deleted += 1;
+            DeleteOutcome::Deleted
+        }
+    }
+
+    /// Frees the page of a resident entry without pins (rule 3); the caller has looked.
+    pub(crate) fn withdraw(&mut self, id: EntryId) {
+        let entry = self.entries.get_mut(id);
+        debug_assert_eq!(entry.pins, 0, "rule 3: a pinned entry stays");
+        let Some(resident) = entry.resident.take() else {
+            return;
+        };
+        self.policy.remove(id);
+        self.pages.queue_mut(resident.page, resident.queue).evictable -= 1;
+        let bytes = self.pages.page_bytes(resident.page);
+        self.sessions.instance_mut(resident.writer).charged_bytes -= bytes;
+        self.pages.set(resident.page, PageState::Free);
+        self.entries.remove_if_empty(id);
+        self.forget_if_idle(resident.writer);
+    }
+
+    pub(crate) fn touch(&mut self, now: Millis, key: Key<'_>) -> Presence {
+        let presence = self.presence(key);
+        if presence == Presence::Resident
+            && let Some(entry) = self.entries.find(key)
+        {
+            self.use_entry(now, entry);
+        }
+        presence
+    }
+}
