@@ -46,8 +46,8 @@ impl Directory {
         for key in keys {
             let hit = self.entries.find(*key).and_then(|entry| {
                 let resident = self.entries.get(entry).resident?;
-                self.use_entry(now, entry);
                 self.pin(now, id, entry, pins);
+                self.use_entry(now, entry);
                 Some(self.location(&resident))
             });
             let counter =

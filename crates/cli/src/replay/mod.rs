@@ -10,11 +10,14 @@ mod summary;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use maru_memory::parse_bytes;
 use maru_protocol::Endpoint;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use self::pools::OwnPool;
 use self::result::{Comparison, ReplayOptions, TraceInfo};
@@ -136,7 +139,14 @@ impl Replay {
 
     fn compare(&self) -> anyhow::Result<Comparison> {
         let (trace, info) = self.load()?;
+        // Ctrl-C ends the replay in good order: else its pools would stay behind in /dev/shm.
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&interrupted))
+                .context("cannot wait for signals")?;
+        }
         let dispatch = Dispatch {
+            interrupted: &interrupted,
             requests: &trace.requests,
             page_bytes: self.page_size,
             speed_up: self.speed_up,

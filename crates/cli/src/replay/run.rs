@@ -1,7 +1,9 @@
 //! One replay: instances as processes, requests in turn.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,6 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use maru_client::{Client, ClientConfig};
 use maru_protocol::{Endpoint, Stats};
-use std::collections::BTreeMap;
 
 use super::instance::{LatencyBuckets, Outcome, histogram};
 use super::result::{Latency, Run, Sample, Throughput};
@@ -22,6 +23,9 @@ const SAMPLES: usize = 100;
 /// How long the servers may take to clean up after the instances, with much time to spare.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 
+/// How soon an interruption is noticed between two requests.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
 /// What to replay, and how.
 #[derive(Debug)]
 pub(crate) struct Dispatch<'a> {
@@ -29,6 +33,8 @@ pub(crate) struct Dispatch<'a> {
     pub(crate) page_bytes: u64,
     pub(crate) speed_up: Option<f64>,
     pub(crate) seed: u64,
+    /// Set when the user wants it to end.
+    pub(crate) interrupted: &'a AtomicBool,
 }
 
 /// One instance's process. It has at most one request at a time.
@@ -109,12 +115,14 @@ impl Dispatch<'_> {
         let begin = self.requests.first().map_or(0, |request| request.timestamp_ms);
         let mut turn = 0;
         for (number, request) in self.requests.iter().enumerate() {
+            self.check_interrupted()?;
             if let Some(factor) = self.speed_up {
                 let offset = Duration::from_millis(request.timestamp_ms.saturating_sub(begin));
-                sleep(offset.div_f64(factor).saturating_sub(tally.start.elapsed()));
+                self.pause(offset.div_f64(factor).saturating_sub(tally.start.elapsed()));
             }
             while !give(processes, turn, request, tally) {
                 turn += 1;
+                self.check_interrupted()?;
                 if processes.iter().all(Option::is_none) {
                     return Err(anyhow!("all instances are gone; their messages are above"));
                 }
@@ -130,6 +138,21 @@ impl Dispatch<'_> {
         }
         tally.sample(self.requests.len(), &stats_of(watchers)?);
         bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// Sleeps, but not through an interruption.
+    fn pause(&self, time: Duration) {
+        let end = Instant::now() + time;
+        while !self.interrupted.load(Ordering::Relaxed) && Instant::now() < end {
+            sleep(end.saturating_duration_since(Instant::now()).min(PAUSE_MAX));
+        }
+    }
+
+    fn check_interrupted(&self) -> anyhow::Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(anyhow!("interrupted; its pools are removed"));
+        }
         Ok(())
     }
 

@@ -1,6 +1,11 @@
 //! The main job, end to end, on traces small enough for a test.
 
-use super::common::{Serving, json, run, stderr, text};
+use std::path::Path;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::common::{Serving, json, maru, run, stderr, text, wait_until};
 use serde_json::Value;
 
 const SMALL: [&str; 9] = [
@@ -140,4 +145,17 @@ fn the_report_is_one_page_with_the_same_figures() {
     let page = std::fs::read_to_string(&report).unwrap();
     assert!(page.contains("<svg") && page.contains("</html>"));
     assert!(!page.contains("src=") && !page.contains("<script"), "it needs nothing from outside");
+}
+
+#[test]
+fn an_interrupted_replay_leaves_no_pool_behind() {
+    let args = with(&["--pools", "shared", "--speed-up", "0.001"]);
+    let mut replay = maru(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let pool = format!("/dev/shm/maru-replay-{}-shared.pool", replay.id());
+    wait_until("the pool is made", || {
+        Path::new(&pool).exists() || replay.try_wait().unwrap().is_some_and(|s| panic!("{s}"))
+    });
+    kill_process(Pid::from_child(&replay), Signal::INT).unwrap();
+    assert_eq!(replay.wait().unwrap().code(), Some(1));
+    assert!(!Path::new(&pool).exists());
 }
