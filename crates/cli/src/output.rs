@@ -22,6 +22,15 @@ pub(crate) fn complain(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// An error and its causes, without those that the error's own words name already.
+pub(crate) fn in_words(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |words, cause| match cause.to_string() {
+        cause if words.is_empty() => cause,
+        cause if words.contains(&cause) => words,
+        cause => format!("{words}: {cause}"),
+    })
+}
+
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<io::Error>();
     io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
@@ -90,6 +99,15 @@ pub(crate) fn duration(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_once() {
+        let io = || io::Error::other("no such thing");
+        let twice = anyhow::Error::from(io()).context("cannot open it: no such thing");
+        assert_eq!(in_words(&twice), "cannot open it: no such thing");
+        let once = anyhow::Error::from(io()).context("cannot open it");
+        assert_eq!(in_words(&once), "cannot open it: no such thing");
+    }
 
     #[test]
     fn numbers_are_for_people() {
