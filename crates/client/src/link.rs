@@ -198,6 +198,11 @@ impl Link {
         }
     }
 
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        let endpoint = self.config.endpoint.clone();
+        ClientError::Unreachable { endpoint, source: Arc::new(source) }
+    }
+
     fn timeout(&self) -> ClientError {
         ClientError::Timeout {
             endpoint: self.config.endpoint.clone(),
@@ -271,10 +276,7 @@ impl Link {
 
     /// One attempt to connect and say hello.
     fn greet(&self, state: &mut State, timeout: Duration) -> Result<(), ClientError> {
-        let unreachable = |source: io::Error| ClientError::Unreachable {
-            endpoint: self.config.endpoint.clone(),
-            source: Arc::new(source),
-        };
+        let unreachable = |source| self.unreachable(source);
         let unreadable = |reason: String| ClientError::Protocol {
             endpoint: self.config.endpoint.clone(),
             reason,
@@ -319,12 +321,8 @@ impl Link {
         welcome: &Welcome,
         sent: Instant,
     ) -> Result<(), ClientError> {
-        let unreachable = |source: io::Error| ClientError::Unreachable {
-            endpoint: self.config.endpoint.clone(),
-            source: Arc::new(source),
-        };
         if welcome.resumed {
-            state.resend(&stream).map_err(unreachable)?;
+            state.resend(&stream).map_err(|source| self.unreachable(source))?;
         } else {
             let known = state.session.as_ref().map(|session| Arc::clone(&session.memory));
             let memory = match known.filter(|memory| memory.is_of(&welcome.topology)) {

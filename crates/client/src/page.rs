@@ -70,6 +70,12 @@ impl Drop for Ticket {
 /// [`PinnedPage::confirm`], [`PinnedPage::copy_to`] or [`crate::Client::release`] said yes
 /// afterwards. Dropping the page releases it, a moment later; [`crate::Client::release`] does so
 /// for many in one round trip.
+///
+/// ```compile_fail
+/// fn overwrite(page: &mut maru_client::PinnedPage) {
+///     page.bytes_mut().fill(0); // there is no such thing
+/// }
+/// ```
 #[derive(Debug)]
 pub struct PinnedPage {
     // Dropped in this order: what is given back is not in use any more.

@@ -62,9 +62,10 @@ impl Session {
 
     /// Whether the server cannot have ended the session by now. A session outlives its connection
     /// by `resume_ms`, and silence by `lease_ms`; both count from after the last request that it
-    /// answered was sent. `false` means not known, not lost.
+    /// answered was sent. A tenth is left off, for clocks that run at different speeds.
+    /// `false` means not known, not lost.
     pub(crate) fn is_certainly_alive(&self) -> bool {
-        let grace = Duration::from_millis(self.limits.resume_ms.min(self.limits.lease_ms));
+        let grace = Duration::from_millis(self.limits.resume_ms.min(self.limits.lease_ms)) * 9 / 10;
         let confirmed = Duration::from_micros(self.confirmed_us.load(Ordering::Acquire));
         !self.is_lost() && self.began.elapsed() < confirmed + grace
     }

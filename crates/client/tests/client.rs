@@ -1,14 +1,19 @@
 //! A client against a real server on a thread of this process.
 #![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use maru_client::{
     Acquire, Client, ClientConfig, ClientError, Committed, Reserve, Reserved, ReservedPage,
 };
 use maru_directory::Config;
-use maru_protocol::{DeleteOutcome, Endpoint, Key, Presence, Refusal};
+use maru_protocol::{DeleteOutcome, Endpoint, Frame, FrameKind, Key, Presence, Refusal, Reply};
 use maru_server::{Embedded, PoolConfig, ServerConfig};
 
 const PAGE: u64 = 64 << 10;
@@ -267,4 +272,80 @@ fn errors_say_what_to_do() {
     let many = self::names(0..5000);
     let error = client.contains(&keys(&many)).unwrap_err();
     assert!(matches!(error, ClientError::Refused(Refusal::BatchTooLarge { .. })), "{error}");
+}
+
+/// Stands between clients and a server, and loses every reply once: when a reply comes that was not
+/// lost before, it hangs up on the client instead. The server does not see that, so that no lease
+/// runs while a slow machine connects again.
+#[derive(Default)]
+struct Lossy {
+    lost: Mutex<HashSet<u64>>,
+    /// Connections to the server that nobody uses any more.
+    kept: Mutex<Vec<UnixStream>>,
+}
+
+impl Lossy {
+    fn listen(path: &Path, server: PathBuf) {
+        let listener = UnixListener::bind(path).unwrap();
+        let proxy = Arc::new(Self::default());
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let (client, server) = (client.unwrap(), UnixStream::connect(&server).unwrap());
+                let (mut requests, mut to_server) =
+                    (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut requests, &mut to_server));
+                let proxy = Arc::clone(&proxy);
+                std::thread::spawn(move || proxy.forward_replies(server, &client));
+            }
+        });
+    }
+
+    fn forward_replies(&self, mut server: UnixStream, mut client: &UnixStream) {
+        let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
+        while let Ok(len @ 1..) = server.read(&mut buffer) {
+            received.extend_from_slice(&buffer[..len]);
+            while let Some(frame) = Frame::split(&received, u32::MAX).unwrap() {
+                let reply = frame.kind == FrameKind::Reply;
+                let seq = reply.then(|| maru_protocol::decode::<Reply>(frame.body).unwrap().seq);
+                if seq.is_some_and(|seq| self.lost.lock().unwrap().insert(seq)) {
+                    client.shutdown(Shutdown::Both).unwrap();
+                    self.kept.lock().unwrap().push(server);
+                    return;
+                }
+                let len = frame.len_bytes();
+                if client.write_all(&received[..len]).is_err() {
+                    return;
+                }
+                received.drain(..len);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_reply_may_be_lost_once_and_nothing_happens_twice() {
+    let pool = pool();
+    let proxy = pool.folder.path().join("proxy");
+    Lossy::listen(&proxy, pool.folder.path().join("socket"));
+    let endpoint = Endpoint::Unix(proxy);
+    let client = Client::connect(ClientConfig { endpoint, ..pool.config("a") }).unwrap();
+    let names = names(0..8);
+    let keys = keys(&names);
+    for round in 0..8 {
+        let byte = u8::try_from(round).unwrap();
+        store(&client, &keys[round..=round], byte);
+        let pages = client.acquire(&keys, Acquire { stop_at_miss: true }).unwrap();
+        assert_eq!(pages.len(), round + 1);
+        assert!(pages[round].as_ref().unwrap().bytes().iter().all(|found| *found == byte));
+        client.release(pages.into_iter().flatten()).unwrap();
+    }
+    assert_eq!(client.delete(&keys[..1]).unwrap(), [DeleteOutcome::Deleted]);
+    let stats = pool.client("watcher").stats().unwrap();
+    let counters = stats.counters;
+    assert_eq!((counters.committed, counters.granted, counters.deleted), (8, 8, 1));
+    assert_eq!((counters.hits, counters.misses), (36, 7));
+    assert_eq!((stats.pins, stats.pages_reserved, stats.pages_resident), (0, 0, 7));
+    assert_eq!(counters.sessions_opened, 2, "the session was resumed each time");
+    // Stores and reads are two requests each that change state; the delete is one.
+    assert!(counters.replays > 8 * 4, "{} replays", counters.replays);
 }
