@@ -186,16 +186,13 @@ impl Directory {
                 Ok(Answer::Released(aborted.collect()))
             }
             Body::Contains { keys } => {
-                let present = keys.iter().map(|key| self.presence(*key));
-                Ok(Answer::Contained(present.collect()))
+                let entries = self.entries.find_all(keys).into_iter();
+                Ok(Answer::Contained(entries.map(|entry| self.presence(entry)).collect()))
             }
             Body::Acquire { keys, pins, stop_at_miss } => {
                 self.acquire(now, id, keys, *pins, *stop_at_miss)
             }
-            Body::Release { handles, pins } => {
-                let released = handles.iter().map(|handle| self.release(now, id, *handle, *pins));
-                Ok(Answer::Released(released.collect()))
-            }
+            Body::Release { handles, pins } => Ok(self.release_all(now, id, handles, *pins)),
             Body::Delete { keys } => {
                 let deleted = keys.iter().map(|key| self.delete(*key));
                 Ok(Answer::Deleted(deleted.collect()))

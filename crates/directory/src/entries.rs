@@ -47,10 +47,18 @@ pub(crate) struct Resident {
     pub(crate) touched: Millis,
 }
 
+/// What the table holds: half of the key's hash beside the entry's number, so that a look-up in it
+/// reads no entry but the right one.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    hash: u32,
+    entry: EntryId,
+}
+
 /// All entries.
 #[derive(Debug)]
 pub(crate) struct Entries {
-    table: HashTable<EntryId>,
+    table: HashTable<Slot>,
     slab: Slab<Entry>,
     hasher: FixedState,
 }
@@ -66,30 +74,60 @@ impl Entries {
     }
 
     pub(crate) fn find(&self, key: Key<'_>) -> Option<EntryId> {
-        let same = |id: &EntryId| *self.slab[id.index()].key == *key.bytes();
-        self.table.find(self.hasher.hash_one(key.bytes()), same).copied()
+        self.find_hashed(key, self.hasher.hash_one(key.bytes()))
+    }
+
+    fn find_hashed(&self, key: Key<'_>, hash: u64) -> Option<EntryId> {
+        let same = |slot: &Slot| self.is_at(key, hash, *slot);
+        self.table.find(hash, same).map(|slot| slot.entry)
+    }
+
+    fn is_at(&self, key: Key<'_>, hash: u64, slot: Slot) -> bool {
+        slot.hash == half(hash) && *self.slab[slot.entry.index()].key == *key.bytes()
+    }
+
+    /// Finds many keys at once, a stage for all of them before the next: the cache misses of a stage
+    /// do not wait for each other, which makes a batch several times as fast as its keys one by one.
+    pub(crate) fn find_all(&self, keys: &[Key<'_>]) -> Vec<Option<EntryId>> {
+        let hashes: Vec<u64> = keys.iter().map(|key| self.hasher.hash_one(key.bytes())).collect();
+        // Nearly always the right entry, without a look at it.
+        let likely = |hash: &u64| self.table.find(*hash, |slot| slot.hash == half(*hash)).copied();
+        let likely: Vec<Option<Slot>> = hashes.iter().map(likely).collect();
+        self.warm(likely.iter().flatten().map(|slot| slot.entry));
+        let found = keys.iter().zip(hashes).zip(likely).map(|((key, hash), likely)| {
+            let slot = likely?;
+            let right = self.is_at(*key, hash, slot);
+            if right { Some(slot.entry) } else { self.find_hashed(*key, hash) }
+        });
+        found.collect()
+    }
+
+    /// Reads entries so that they are in the cache when they are needed.
+    pub(crate) fn warm(&self, ids: impl Iterator<Item = EntryId>) {
+        let read = ids.fold(0, |sum, id| sum ^ self.slab[id.index()].pins);
+        std::hint::black_box(read);
     }
 
     /// Finds the entry of `key`, or makes one that is neither resident nor being written.
     pub(crate) fn find_or_insert(&mut self, key: Key<'_>) -> EntryId {
         let hash = self.hasher.hash_one(key.bytes());
-        let Self { table, slab, .. } = self;
-        let same = |id: &EntryId| *slab[id.index()].key == *key.bytes();
-        if let Some(id) = table.find(hash, same) {
-            return *id;
+        if let Some(id) = self.find_hashed(key, hash) {
+            return id;
         }
+        let Self { table, slab, .. } = self;
         let key = key.bytes().into();
         let index = slab.insert(Entry { key, hash, resident: None, pins: 0, writers: None });
-        let id = EntryId(u32::try_from(index).expect("a pool has fewer than 2^32 pages"));
-        table.insert_unique(hash, id, |id| slab[id.index()].hash);
-        id
+        let entry = EntryId(u32::try_from(index).expect("a pool has fewer than 2^32 pages"));
+        let slot = Slot { hash: half(hash), entry };
+        table.insert_unique(hash, slot, |slot| slab[slot.entry.index()].hash);
+        entry
     }
 
     /// Forgets the entry if it is neither resident nor being written.
     pub(crate) fn remove_if_empty(&mut self, id: EntryId) {
         let entry = &self.slab[id.index()];
         if entry.resident.is_none() && entry.writers.is_none() {
-            if let Ok(found) = self.table.find_entry(entry.hash, |other| *other == id) {
+            if let Ok(found) = self.table.find_entry(entry.hash, |slot| slot.entry == id) {
                 found.remove();
             }
             self.slab.remove(id.index());
@@ -127,4 +165,10 @@ impl Entries {
         #[expect(clippy::cast_possible_truncation)]
         self.slab.iter().map(|(index, entry)| (EntryId(index as u32), entry))
     }
+}
+
+/// The half of a hash that the table itself uses least.
+#[expect(clippy::cast_possible_truncation)]
+const fn half(hash: u64) -> u32 {
+    (hash >> 16) as u32
 }

@@ -32,6 +32,8 @@ pub trait EvictionPolicy: fmt::Debug + Send {
     fn unpin(&mut self, entry: EntryId);
     /// The entry is gone.
     fn remove(&mut self, entry: EntryId);
+    /// These resident entries come next: the policy may read ahead what it holds of them.
+    fn warm(&self, _entries: &mut dyn Iterator<Item = EntryId>) {}
     /// The unpinned entry of the queue that should go first.
     fn coldest(&self, queue: QueueId) -> Option<EntryId>;
 }
@@ -117,6 +119,13 @@ impl EvictionPolicy for Lru {
 
     fn remove(&mut self, entry: EntryId) {
         self.unlink(entry);
+    }
+
+    fn warm(&self, entries: &mut dyn Iterator<Item = EntryId>) {
+        let own: Vec<Node> = entries.map(|entry| self.nodes[entry.index()]).collect();
+        let neighbours = own.iter().flat_map(|node| [node.colder, node.hotter]).flatten();
+        let read = neighbours.fold(0, |sum, entry| sum ^ self.nodes[entry.index()].queue.0);
+        std::hint::black_box(read);
     }
 
     fn coldest(&self, queue: QueueId) -> Option<EntryId> {

@@ -193,6 +193,12 @@ impl Pages {
         self.region(at).pages[at.index as usize]
     }
 
+    /// Reads pages so that they are in the cache when they are needed.
+    pub(crate) fn warm(&self, pages: impl Iterator<Item = PageAt>) {
+        let read = pages.fold(0, |sum, at| sum ^ self.get(at).generation.0);
+        std::hint::black_box(read);
+    }
+
     pub(crate) fn page_bytes(&self, at: PageAt) -> u64 {
         self.region(at).page_bytes
     }

@@ -10,9 +10,9 @@ use crate::sessions::PinHold;
 use crate::{Directory, Millis, PINS_PER_SESSION_MAX};
 
 impl Directory {
-    /// What is known of a key; changes nothing (rule 10).
-    pub(crate) fn presence(&self, key: Key<'_>) -> Presence {
-        match self.entries.find(key).map(|id| self.entries.get(id)) {
+    /// What is known of a key whose entry this is; changes nothing (rule 10).
+    pub(crate) fn presence(&self, entry: Option<EntryId>) -> Presence {
+        match entry.map(|id| self.entries.get(id)) {
             Some(entry) if entry.resident.is_some() => Presence::Resident,
             Some(_) => Presence::Reserved,
             None => Presence::Missing,
@@ -42,9 +42,14 @@ impl Directory {
         stop_at_miss: bool,
     ) -> Result<Answer, Refusal> {
         self.check_pins(id, keys.len(), pins)?;
+        let entries = self.entries.find_all(keys);
+        let page = |id: EntryId| Some(self.entries.get(id).resident?.page);
+        let resident = || entries.iter().flatten().copied().filter(|id| page(*id).is_some());
+        self.pages.warm(resident().filter_map(page));
+        self.policy.warm(&mut resident());
         let mut found = Vec::with_capacity(keys.len());
-        for key in keys {
-            let hit = self.entries.find(*key).and_then(|entry| {
+        for entry in entries {
+            let hit = entry.and_then(|entry| {
                 let resident = self.entries.get(entry).resident?;
                 self.pin(now, id, entry, pins);
                 self.use_entry(now, entry);
@@ -93,7 +98,23 @@ impl Directory {
         self.pins += u64::from(count);
     }
 
-    pub(crate) fn release(
+    pub(crate) fn release_all(
+        &mut self,
+        now: Millis,
+        id: SessionId,
+        handles: &[Handle],
+        count: u32,
+    ) -> Answer {
+        let entries = handles.iter().filter_map(|handle| match self.pages.find(*handle)? {
+            (_, PageState::Resident(entry)) => Some(entry),
+            _ => None,
+        });
+        self.entries.warm(entries);
+        let released = handles.iter().map(|handle| self.release(now, id, *handle, count));
+        Answer::Released(released.collect())
+    }
+
+    fn release(
         &mut self,
         now: Millis,
         id: SessionId,
@@ -175,9 +196,10 @@ impl Directory {
     }
 
     pub(crate) fn touch(&mut self, now: Millis, key: Key<'_>) -> Presence {
-        let presence = self.presence(key);
+        let entry = self.entries.find(key);
+        let presence = self.presence(entry);
         if presence == Presence::Resident
-            && let Some(entry) = self.entries.find(key)
+            && let Some(entry) = entry
         {
             self.use_entry(now, entry);
         }
