@@ -1,7 +1,8 @@
 //! `maru serve`.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -77,15 +78,12 @@ impl Serve {
             tracing::warn!(%address, "--insecure: whoever reaches this address owns the pool");
         }
         let user = rustix::process::getuid().as_raw();
+        let socket = self.socket.unwrap_or_else(|| Endpoint::default_socket(user));
         let pool = if self.pool.is_empty() {
-            PoolConfig::Temporary(DeviceSpec {
-                path: format!("/dev/shm/maru-{user}.pool").into(),
-                bytes: Some(DEFAULT_POOL_BYTES),
-            })
+            PoolConfig::Temporary(default_pool(user, &socket))
         } else {
             PoolConfig::Devices(self.pool)
         };
-        let socket = self.socket.unwrap_or_else(|| Endpoint::default_socket(user));
         let server = Server::start(&ServerConfig {
             pool,
             socket: Some(socket.clone()),
@@ -118,4 +116,13 @@ impl Serve {
         );
         server.run().context("the server broke down")
     }
+}
+
+/// A pool that goes with its server. Servers on different sockets have different ones, and a server
+/// finds again, and replaces, what one on its socket left behind when it was killed.
+fn default_pool(user: u32, socket: &Path) -> DeviceSpec {
+    let mut hasher = DefaultHasher::new();
+    socket.hash(&mut hasher);
+    let path = format!("/dev/shm/maru-{user}-{:016x}.pool", hasher.finish());
+    DeviceSpec { path: path.into(), bytes: Some(DEFAULT_POOL_BYTES) }
 }

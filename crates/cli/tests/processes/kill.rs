@@ -2,15 +2,15 @@
 //! byte is wrong, and nothing of the dead is left.
 
 use std::io::Read;
+use std::net::TcpListener;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::common::{Serving, maru, text, wait_until};
+use maru_client::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// So many instances that were killed while they had requests to serve.
-const KILLS: u64 = 100;
+use super::common::{Serving, maru, text, wait_until};
 
 /// The processes that `parent` has started.
 fn children(parent: &Child) -> Vec<i32> {
@@ -25,35 +25,19 @@ fn random(turn: u64, end: u64) -> u64 {
     (turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % end
 }
 
-#[test]
-fn whoever_is_killed_leaves_nothing_behind() {
-    // Few pages, so that nearly every one of them is somebody's at any moment.
-    let serving = Serving::start("4MiB", &["--listen", "127.0.0.1:0"]);
-    let client = serving.connect().unwrap();
-    let socket = serving.socket();
+/// Replays against the server at `url`, killing one of four instances each time at a random moment,
+/// until `kills` of them died while they had requests to serve.
+fn kill_instances(client: &Client, url: &str, kills: u64) {
     let (mut lost, mut slowest) = (0, Duration::ZERO);
     for turn in 0.. {
-        if lost >= KILLS {
+        if lost >= kills {
             break;
         }
-        assert!(turn < 10 * KILLS, "most kills come too late to hit a running replay");
+        assert!(turn < 10 * kills, "most kills come too late to hit a running replay");
+        let mut args = vec!["replay", "--pools", "shared", "--json", "--requests", "150"];
         let seed = turn.to_string();
-        let args = [
-            "replay",
-            "--pools",
-            "shared",
-            "--server",
-            text(&socket),
-            "--json",
-            "--requests",
-            "150",
-            "--capacity-blocks",
-            "512",
-            "--page-size",
-            "4KiB",
-            "--seed",
-            &seed,
-        ];
+        args.extend(["--capacity-blocks", "512", "--page-size", "4KiB", "--server", url]);
+        args.extend(["--seed", &seed]);
         let mut replay = maru(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let run = format!("{}-shared-", replay.id());
         wait_until("the instances start", || {
@@ -63,11 +47,10 @@ fn whoever_is_killed_leaves_nothing_behind() {
         });
         let victims = children(&replay);
         std::thread::sleep(Duration::from_micros(random(turn, 60_000)));
-        let victim = victims.get(usize::try_from(turn).unwrap() % 4).copied();
+        let victim = victims.get(usize::try_from(turn % 4).unwrap()).copied();
+        let victim = victim.and_then(Pid::from_raw);
+        let killed = victim.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
         let name = format!("{run}{}", turn % 4);
-        let killed = victim
-            .and_then(Pid::from_raw)
-            .is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
         let start = Instant::now();
         wait_until("the dead hold nothing", || {
             let holders = client.holders(0, 4096).unwrap().holders;
@@ -86,11 +69,38 @@ fn whoever_is_killed_leaves_nothing_behind() {
         assert!(shared["requests"].as_u64() >= Some(149), "the others take over: {shared}");
         lost += shared["instances_lost"].as_u64().unwrap();
     }
+    println!("{lost} instances killed in the middle; the slowest held nothing after {slowest:?}");
+}
+
+/// Few pages, so that nearly every one of them is somebody's at any moment.
+const POOL: &str = "4MiB";
+
+#[test]
+fn whoever_is_killed_leaves_nothing_behind() {
+    let serving = Serving::start(POOL, &[]);
+    let client = serving.connect().unwrap();
+    kill_instances(&client, text(&serving.socket()), 100);
     let stats = client.stats().unwrap();
     assert_eq!((stats.pins, stats.pages_reserved, stats.lost_bytes()), (0, 0, 0));
     assert_eq!(stats.pages_quarantined, 0, "processes seen to die need no quarantine");
     assert_eq!(stats.counters.rule_violations, 0);
-    println!(
-        "{lost} instances killed in the middle; the slowest was cleaned up after in {slowest:?}"
-    );
+}
+
+/// Over TCP nobody sees a process die: what it was writing to is kept from others for a while.
+#[test]
+fn pages_of_the_unseen_dead_come_back_after_their_quarantine() {
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let serving = Serving::start(POOL, &["--listen", &listen, "--quarantine-ms", "1000"]);
+    let client = serving.connect().unwrap();
+    kill_instances(&client, &format!("tcp://{listen}"), 8);
+    wait_until("the quarantines end", || client.stats().unwrap().pages_quarantined == 0);
+    let stats = client.stats().unwrap();
+    assert_eq!((stats.pins, stats.pages_reserved, stats.lost_bytes()), (0, 0, 0));
+    assert_eq!(stats.counters.rule_violations, 0);
+}
+
+/// A port that nobody listens on at this moment.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,5 +1,6 @@
 //! Real processes of the `maru` program: as its user meets it, end to end, and killed.
-#![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
+// Helpers of tests may fail loudly, like tests, and tell what they saw.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 mod kill;

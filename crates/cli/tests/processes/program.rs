@@ -1,6 +1,7 @@
 //! The program as its user meets it.
 
 use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
 
 use super::common::{Serving, json, maru, run, stderr, text, wait_until};
 use maru_client::{Acquire, Reserve, Reserved};
@@ -117,17 +118,28 @@ fn a_pool_is_made_once() {
 }
 
 #[test]
-fn the_default_server_needs_no_flag() {
+fn the_default_server_needs_no_flag_and_starts_again_after_a_kill() {
+    // The defaults, but for a folder that no other test's socket is in.
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-    // The defaults, but for a socket and a pool that another user's test may have taken.
-    let mut child = maru(&["serve"]).env("XDG_RUNTIME_DIR", folder.path()).spawn().unwrap();
-    let stat = || {
-        let output = maru(&["stat", "--json"]).env("XDG_RUNTIME_DIR", folder.path()).output();
-        output.unwrap().status.success()
+    let with_defaults = |args: &[&str]| {
+        let mut command = maru(args);
+        command.env("XDG_RUNTIME_DIR", folder.path());
+        command
     };
-    wait_until("the server answers", || {
-        stat() || child.try_wait().unwrap().is_some_and(|status| panic!("it ended: {status}"))
-    });
+    let serve = || {
+        let mut child = with_defaults(&["serve"]).stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the server answers", || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended: {ended:?}");
+            with_defaults(&["stat", "--json"]).output().unwrap().status.success()
+        });
+        child
+    };
+    let mut killed = serve();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(folder.path().join("maru.sock").exists(), "it had no time to clean up");
+    let mut child = serve();
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&child),
         rustix::process::Signal::INT,
