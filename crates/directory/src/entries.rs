@@ -7,21 +7,7 @@ use slab::Slab;
 use std::hash::BuildHasher;
 
 use crate::Millis;
-use crate::eviction::QueueId;
-use crate::pages::PageAt;
-use crate::sessions::{InstanceId, ReservationId};
-
-/// The number of an entry; used again after the entry is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId(pub(crate) u32);
-
-impl EntryId {
-    /// The number, as an index into tables that run beside the entries.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+use crate::ids::{EntryId, InstanceId, PageAt, QueueId, ReservationId};
 
 /// A key that is resident, or being written, or both.
 #[derive(Debug)]

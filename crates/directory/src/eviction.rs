@@ -2,18 +2,7 @@
 
 use std::fmt;
 
-use crate::EntryId;
-
-/// Entries that are weighed against each other: those of one page size, and, where their writer
-/// has a budget, of that writer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct QueueId(pub(crate) u32);
-
-impl QueueId {
-    pub(crate) const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+use crate::ids::{EntryId, QueueId};
 
 /// Decides which entry of a queue is evicted first.
 ///

@@ -11,6 +11,7 @@ mod config;
 mod directory;
 mod entries;
 mod eviction;
+mod ids;
 mod pages;
 mod reading;
 mod reclaim;
@@ -22,8 +23,8 @@ mod writing;
 
 pub use config::{Config, ConfigError, DeviceSpan, Geometry, Millis};
 pub use directory::{Directory, Opened};
-pub use entries::EntryId;
-pub use eviction::{EvictionPolicy, Lru, QueueId};
+pub use eviction::{EvictionPolicy, Lru};
+pub use ids::{EntryId, QueueId};
 pub use reclaim::Tick;
 
 /// All pages start and end on this boundary, in bytes: no cache line or memory page has two owners,

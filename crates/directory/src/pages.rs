@@ -4,16 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maru_protocol::{Generation, Handle, RegionId};
 
-use crate::entries::EntryId;
-use crate::sessions::{InstanceId, ReservationId};
-use crate::{ConfigError, Geometry, Millis, PAGE_ALIGN, QueueId};
-
-/// One page: a region and the page's place in it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct PageAt {
-    pub(crate) region: u32,
-    pub(crate) index: u32,
-}
+use crate::ids::{EntryId, InstanceId, PageAt, QueueId, ReservationId};
+use crate::{ConfigError, Geometry, Millis, PAGE_ALIGN};
 
 /// Rule 1: a page is in exactly one state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

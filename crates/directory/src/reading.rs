@@ -4,7 +4,7 @@ use maru_protocol::{
     Answer, DeleteOutcome, Handle, Key, Presence, Refusal, ReleaseOutcome, SessionId,
 };
 
-use crate::entries::EntryId;
+use crate::ids::EntryId;
 use crate::pages::PageState;
 use crate::sessions::PinHold;
 use crate::{Directory, Millis, PINS_PER_SESSION_MAX};

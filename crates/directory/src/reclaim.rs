@@ -2,8 +2,9 @@
 
 use maru_protocol::{Secret, SessionId};
 
+use crate::ids::InstanceId;
 use crate::pages::PageState;
-use crate::sessions::{InstanceId, Phase, Quarantine};
+use crate::sessions::{Phase, Quarantine};
 use crate::{Directory, Millis, rules};
 
 /// States looked at by the sampled check of the rules, each tick.

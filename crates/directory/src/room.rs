@@ -7,9 +7,8 @@
 
 use maru_protocol::{ReserveOutcome, SessionId};
 
-use crate::entries::EntryId;
+use crate::ids::{EntryId, InstanceId};
 use crate::pages::{PageState, Queue};
-use crate::sessions::InstanceId;
 use crate::{Directory, Millis};
 
 /// Why an entry is evicted.

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maru_protocol::{Generation, Handle, SessionId};
 
-use crate::entries::EntryId;
-use crate::pages::{PageAt, PageState, Tally};
+use crate::ids::{EntryId, PageAt};
+use crate::pages::{PageState, Tally};
 use crate::sessions::Phase;
 use crate::{Directory, Millis};
 

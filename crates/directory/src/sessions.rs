@@ -7,22 +7,7 @@ use indexmap::{IndexMap, IndexSet};
 use maru_protocol::{Answer, Refusal, Secret, SessionId};
 
 use crate::Millis;
-use crate::entries::EntryId;
-use crate::pages::PageAt;
-
-/// The number of an instance; used again after the instance is forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct InstanceId(pub(crate) u32);
-
-/// The number of a reservation; used again after the reservation is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ReservationId(pub(crate) u32);
-
-impl ReservationId {
-    pub(crate) const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+use crate::ids::{EntryId, InstanceId, PageAt, ReservationId};
 
 /// What outlives the sessions of one name: what it has written.
 #[derive(Debug)]

@@ -6,9 +6,10 @@ use maru_protocol::{
     ReserveOutcome, SessionId,
 };
 
-use crate::entries::{EntryId, Resident};
-use crate::pages::{PageAt, PageState, Pages};
-use crate::sessions::{Reservation, ReservationId};
+use crate::entries::Resident;
+use crate::ids::{EntryId, PageAt, ReservationId};
+use crate::pages::{PageState, Pages};
+use crate::sessions::Reservation;
 use crate::{Directory, Millis};
 
 impl Directory {
