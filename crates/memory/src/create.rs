@@ -30,12 +30,24 @@ pub enum IfExists {
     Overwrite,
 }
 
+impl Device {
+    /// Makes the device `spec` and takes it, as its server.
+    ///
+    /// A file that is not there is made, readable and writable by its user alone, sparse: its
+    /// memory comes in when it is touched. An empty file and a DAX device without content are taken
+    /// as they are. Everything else is refused, or, with [`IfExists::Overwrite`], replaced. A file
+    /// is replaced by a new one under its name, so that an instance which still maps the old one
+    /// cannot write into the new.
+    ///
+    /// Without a size in `spec`, an existing file or device is taken whole. Sizes are checked
+    /// before anything is made or changed.
+    pub fn create(spec: &DeviceSpec, if_exists: IfExists) -> Result<Self, DeviceError> {
+        create_on(&Host::default(), spec, if_exists)
+    }
+}
+
 /// What [`Device::create`] does, on any host.
-pub(crate) fn create_on(
-    host: &Host,
-    spec: &DeviceSpec,
-    if_exists: IfExists,
-) -> Result<Device, DeviceError> {
+fn create_on(host: &Host, spec: &DeviceSpec, if_exists: IfExists) -> Result<Device, DeviceError> {
     let path = &spec.path;
     let (file, place) = match open_locked(host, path) {
         Ok(found) => found,

@@ -12,8 +12,6 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::DeviceSpec;
-use crate::create::{self, IfExists};
 use crate::error::DeviceError;
 use crate::header::{DATA_START, HEADER_LEN, Header, HeaderError};
 use crate::host::{DeviceKind, Host, Place};
@@ -50,20 +48,6 @@ pub struct Identity {
 }
 
 impl Device {
-    /// Makes the device `spec` and takes it, as its server.
-    ///
-    /// A file that is not there is made, readable and writable by its user alone, sparse: its
-    /// memory comes in when it is touched. An empty file and a DAX device without content are taken
-    /// as they are. Everything else is refused, or, with [`IfExists::Overwrite`], replaced. A file
-    /// is replaced by a new one under its name, so that an instance which still maps the old one
-    /// cannot write into the new.
-    ///
-    /// Without a size in `spec`, an existing file or device is taken whole. Sizes are checked
-    /// before anything is made or changed.
-    pub fn create(spec: &DeviceSpec, if_exists: IfExists) -> Result<Self, DeviceError> {
-        create::create_on(&Host::default(), spec, if_exists)
-    }
-
     /// Opens a device that exists and takes it, as its server.
     ///
     /// It is locked; a second server is refused with [`DeviceError::InUse`] while the first has it.
@@ -240,6 +224,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::{DeviceSpec, IfExists};
 
     #[test]
     fn a_file_that_was_replaced_meanwhile_is_not_served() {
