@@ -103,7 +103,7 @@ impl Entries {
         let Self { table, slab, .. } = self;
         let key = key.bytes().into();
         let index = slab.insert(Entry { key, hash, resident: None, pins: 0, writers: None });
-        let entry = EntryId(u32::try_from(index).expect("a pool has fewer than 2^32 pages"));
+        let entry = EntryId::new(index);
         let slot = Slot { hash: half(hash), entry };
         table.insert_unique(hash, slot, |slot| slab[slot.entry.index()].hash);
         entry
@@ -147,9 +147,7 @@ impl Entries {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (EntryId, &Entry)> {
-        // The numbers were made from u32 in `find_or_insert`.
-        #[expect(clippy::cast_possible_truncation)]
-        self.slab.iter().map(|(index, entry)| (EntryId(index as u32), entry))
+        self.slab.iter().map(|(index, entry)| (EntryId::new(index), entry))
     }
 }
 

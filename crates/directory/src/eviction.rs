@@ -113,7 +113,7 @@ impl EvictionPolicy for Lru {
     fn warm(&self, entries: &mut dyn Iterator<Item = EntryId>) {
         let own: Vec<Node> = entries.map(|entry| self.nodes[entry.index()]).collect();
         let neighbours = own.iter().flat_map(|node| [node.colder, node.hotter]).flatten();
-        let read = neighbours.fold(0, |sum, entry| sum ^ self.nodes[entry.index()].queue.0);
+        let read = neighbours.fold(0, |sum, entry| sum ^ self.nodes[entry.index()].queue.index());
         std::hint::black_box(read);
     }
 
@@ -126,50 +126,56 @@ impl EvictionPolicy for Lru {
 mod tests {
     use super::*;
 
-    const Q: QueueId = QueueId(0);
+    fn queue(n: usize) -> QueueId {
+        QueueId::new(n)
+    }
 
-    fn drain(lru: &mut Lru, queue: QueueId) -> Vec<u32> {
+    fn entry(n: usize) -> EntryId {
+        EntryId::new(n)
+    }
+
+    fn drain(lru: &mut Lru, queue: QueueId) -> Vec<usize> {
         std::iter::from_fn(|| {
             let coldest = lru.coldest(queue)?;
             lru.remove(coldest);
-            Some(coldest.0)
+            Some(coldest.index())
         })
         .collect()
     }
 
     fn filled() -> Lru {
         let mut lru = Lru::default();
-        (0..4).for_each(|n| lru.insert(EntryId(n), Q));
+        (0..4).for_each(|n| lru.insert(entry(n), queue(0)));
         lru
     }
 
     #[test]
     fn the_least_recently_used_goes_first() {
         let mut lru = filled();
-        lru.touch(EntryId(0));
-        lru.touch(EntryId(2));
-        assert_eq!(drain(&mut lru, Q), [1, 3, 0, 2]);
+        lru.touch(entry(0));
+        lru.touch(entry(2));
+        assert_eq!(drain(&mut lru, queue(0)), [1, 3, 0, 2]);
     }
 
     #[test]
     fn a_pinned_entry_is_not_proposed_and_is_hottest_afterwards() {
         let mut lru = filled();
-        lru.pin(EntryId(1));
-        lru.touch(EntryId(1));
-        assert_eq!(lru.coldest(Q), Some(EntryId(0)));
-        lru.remove(EntryId(0));
-        assert_eq!(lru.coldest(Q), Some(EntryId(2)));
-        lru.unpin(EntryId(1));
-        assert_eq!(drain(&mut lru, Q), [2, 3, 1]);
+        lru.pin(entry(1));
+        lru.touch(entry(1));
+        assert_eq!(lru.coldest(queue(0)), Some(entry(0)));
+        lru.remove(entry(0));
+        assert_eq!(lru.coldest(queue(0)), Some(entry(2)));
+        lru.unpin(entry(1));
+        assert_eq!(drain(&mut lru, queue(0)), [2, 3, 1]);
     }
 
     #[test]
     fn queues_do_not_mix_and_numbers_can_be_used_again() {
         let mut lru = filled();
-        lru.remove(EntryId(2));
-        lru.insert(EntryId(2), QueueId(3));
-        assert_eq!(drain(&mut lru, QueueId(3)), [2]);
-        assert_eq!(drain(&mut lru, Q), [0, 1, 3]);
-        assert_eq!(lru.coldest(QueueId(9)), None);
+        lru.remove(entry(2));
+        lru.insert(entry(2), queue(3));
+        assert_eq!(drain(&mut lru, queue(3)), [2]);
+        assert_eq!(drain(&mut lru, queue(0)), [0, 1, 3]);
+        assert_eq!(lru.coldest(queue(9)), None);
     }
 }

@@ -1,29 +1,49 @@
 //! The numbers that tables of the directory are indexed by.
 
-/// The number of an entry; used again after the entry is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId(pub(crate) u32);
+use std::num::NonZeroU32;
 
-impl EntryId {
-    /// The number, as an index into tables that run beside the entries.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
+/// Makes a number of its own kind: an index into one table, which no other kind can be taken for.
+/// It is kept as one more than the index, so that an option of it takes no more room.
+macro_rules! number {
+    ($(#[$doc:meta])* $visible:vis $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        $visible struct $name(NonZeroU32);
+
+        impl $name {
+            pub(crate) fn new(index: usize) -> Self {
+                let number = u32::try_from(index + 1).ok().and_then(NonZeroU32::new);
+                Self(number.expect("a table has fewer than 2^32 - 1 rows: a pool has fewer pages"))
+            }
+
+            /// The number, as an index into tables that run beside its own.
+            #[must_use]
+            $visible const fn index(self) -> usize {
+                self.0.get() as usize - 1
+            }
+        }
+    };
 }
 
-/// The number of an instance; used again after the instance is forgotten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct InstanceId(pub(crate) u32);
+number! {
+    /// The number of an entry; used again after the entry is gone.
+    pub EntryId
+}
 
-/// The number of a reservation; used again after the reservation is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct ReservationId(pub(crate) u32);
+number! {
+    /// The number of a queue: entries that are weighed against each other, those of one page size,
+    /// and, where their writer has a budget, of that writer.
+    pub QueueId
+}
 
-impl ReservationId {
-    pub(crate) const fn index(self) -> usize {
-        self.0 as usize
-    }
+number! {
+    /// The number of an instance; used again after the instance is forgotten.
+    pub(crate) InstanceId
+}
+
+number! {
+    /// The number of a reservation; used again after the reservation is gone.
+    pub(crate) ReservationId
 }
 
 /// One page: a region and the page's place in it.
@@ -31,15 +51,4 @@ impl ReservationId {
 pub(crate) struct PageAt {
     pub(crate) region: u32,
     pub(crate) index: u32,
-}
-
-/// Entries that are weighed against each other: those of one page size, and, where their writer
-/// has a budget, of that writer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct QueueId(pub(crate) u32);
-
-impl QueueId {
-    pub(crate) const fn index(self) -> usize {
-        self.0 as usize
-    }
 }

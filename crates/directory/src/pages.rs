@@ -129,7 +129,7 @@ pub(crate) struct Pages {
     /// Regions that were cut since [`Self::uncut_unused`].
     fresh: Vec<u32>,
     free_queues: Vec<QueueId>,
-    queues_made: u32,
+    queues_made: usize,
 }
 
 impl Pages {
@@ -323,7 +323,7 @@ impl Pages {
         }
         let id = self.free_queues.pop().unwrap_or_else(|| {
             self.queues_made += 1;
-            QueueId(self.queues_made - 1)
+            QueueId::new(self.queues_made - 1)
         });
         self.class_mut(at).queues.push(Queue { owner, id, evictable: 0 });
         id

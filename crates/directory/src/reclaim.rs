@@ -216,7 +216,7 @@ impl Directory {
     pub(crate) fn forget_if_idle(&mut self, id: InstanceId) {
         let instance = self.sessions.instance(id);
         if instance.sessions == 0 && instance.charged_bytes == 0 {
-            self.sessions.instances.remove(id.0 as usize);
+            self.sessions.instances.remove(id.index());
             self.pages.forget_owner(id);
         }
     }

@@ -294,15 +294,14 @@ fn charges_are_what_pages_cost(directory: &Directory) -> Checked {
         let Some(instance) = sessions.instance_of(reservation.session) else {
             continue;
         };
-        *cost.entry(instance.0 as usize).or_default() +=
-            directory.pages.page_bytes(reservation.page);
+        *cost.entry(instance.index()).or_default() += directory.pages.page_bytes(reservation.page);
     }
     for resident in directory.entries.iter().filter_map(|(_, entry)| entry.resident) {
-        *cost.entry(resident.writer.0 as usize).or_default() +=
+        *cost.entry(resident.writer.index()).or_default() +=
             directory.pages.page_bytes(resident.page);
     }
     for quarantine in sessions.quarantines.values() {
-        *cost.entry(quarantine.instance.0 as usize).or_default() +=
+        *cost.entry(quarantine.instance.index()).or_default() +=
             quarantine.pages.iter().map(|at| directory.pages.page_bytes(*at)).sum::<u64>();
     }
     let charged = |(index, instance): (usize, &crate::sessions::Instance)| {

@@ -152,11 +152,11 @@ impl Sessions {
     }
 
     pub(crate) fn instance(&self, id: InstanceId) -> &Instance {
-        &self.instances[id.0 as usize]
+        &self.instances[id.index()]
     }
 
     pub(crate) fn instance_mut(&mut self, id: InstanceId) -> &mut Instance {
-        &mut self.instances[id.0 as usize]
+        &mut self.instances[id.index()]
     }
 
     pub(crate) fn instance_of(&self, session: SessionId) -> Option<InstanceId> {
@@ -175,12 +175,12 @@ impl Sessions {
                 sessions: 0,
             }),
         };
-        InstanceId(u32::try_from(index).expect("there are fewer instances than pages"))
+        InstanceId::new(index)
     }
 
     pub(crate) fn add_reservation(&mut self, reservation: Reservation) -> ReservationId {
         let index = self.reservations.insert(reservation);
-        ReservationId(u32::try_from(index).expect("a pool has fewer than 2^32 pages"))
+        ReservationId::new(index)
     }
 
     pub(crate) fn reservation(&self, id: ReservationId) -> &Reservation {
