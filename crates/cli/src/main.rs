@@ -8,6 +8,7 @@ mod output;
 mod pool;
 mod replay;
 mod serve;
+mod signals;
 mod trace;
 
 use std::io::IsTerminal;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use maru_client::ClientError;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -29,11 +31,14 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(name = "maru", version, after_help = EXIT_CODES)]
 struct Maru {
-    /// How much to log, to stderr: error, warn, info, debug, trace, or a filter by module.
+    /// How much to log, to stderr: off, error, warn, info, debug, trace, or by module, such as
+    /// warn,maru_server=debug.
     #[arg(long, global = true, env = "MARU_LOG", default_value = "info", value_name = "LEVEL")]
+    #[arg(help_heading = "Logging")]
     log: String,
     /// How to log.
     #[arg(long, global = true, env = "MARU_LOG_FORMAT", value_enum, default_value_t)]
+    #[arg(help_heading = "Logging", value_name = "FORMAT")]
     log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
@@ -79,6 +84,11 @@ enum Command {
 #[error("{0}")]
 struct Defect(String);
 
+/// What was asked for cannot be, for a reason that no single flag shows.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongUsage(String);
+
 fn main() -> ExitCode {
     let maru = Maru::parse();
     if let Err(error) = start_logging(&maru) {
@@ -97,11 +107,7 @@ fn main() -> ExitCode {
         Command::Pins(pins) => pins.run(),
         Command::Pool(pool) => pool.run(),
         Command::Trace(trace) => trace.run(),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Maru::command(), "maru", &mut script);
-            output::print(&String::from_utf8_lossy(&script))
-        }
+        Command::Completions { shell } => output::print(&completions(shell)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,12 +123,26 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ClientError>() {
         Some(ClientError::Unreachable { .. } | ClientError::Timeout { .. }) => 3,
         _ if error.is::<Defect>() => 4,
+        _ if error.is::<WrongUsage>() || error.is::<trace::SettingsError>() => 2,
         _ => 1,
     }
 }
 
-fn start_logging(maru: &Maru) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::builder().parse(&maru.log)?;
+/// The script for a shell, without the commands that are not for people.
+fn completions(shell: clap_complete::Shell) -> String {
+    let whole = Maru::command();
+    let shown = whole.get_subcommands().filter(|command| !command.is_hide_set());
+    let mut command = clap::Command::new("maru")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments())
+        .subcommands(shown);
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "maru", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+fn start_logging(maru: &Maru) -> anyhow::Result<()> {
+    let filter = log_filter(&maru.log)?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -135,9 +155,30 @@ fn start_logging(maru: &Maru) -> Result<(), tracing_subscriber::filter::ParseErr
     Ok(())
 }
 
+/// A filter of log lines. A bare word must be a level: taken for a module, a misspelt one would
+/// silence everything else.
+fn log_filter(text: &str) -> anyhow::Result<EnvFilter> {
+    let mut words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let bad = words.find(|word| !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err());
+    if let Some(word) = bad {
+        anyhow::bail!("{word:?} is none of off, error, warn, info, debug, trace, MODULE=LEVEL");
+    }
+    Ok(EnvFilter::builder().parse(text)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_no_filter() {
+        for good in ["info", "WARN", "off", "", "warn,maru_server=debug", "[session]=trace"] {
+            assert!(log_filter(good).is_ok(), "{good}");
+        }
+        for bad in ["warning", "info,verbose", "maru_server", "l=o=u=d"] {
+            assert!(log_filter(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -1,12 +1,14 @@
 //! `maru pool`: the devices of a pool.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
-use maru_memory::{Device, DeviceSpec, Identity, IfExists, inspect};
+use maru_memory::{Device, DeviceError, DeviceSpec, Identity, IfExists, inspect};
 use serde::Serialize;
 
-use crate::output;
+use crate::{WrongUsage, output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
@@ -97,9 +99,31 @@ impl PoolCommand {
 
 fn make(init: &Init) -> anyhow::Result<Vec<PathBuf>> {
     let if_exists = if init.overwrite { IfExists::Overwrite } else { IfExists::Refuse };
+    check_distinct(&init.devices)?;
     let mut paths = Vec::new();
     for spec in &init.devices {
-        paths.push(Device::create(spec, if_exists)?.path().to_owned());
+        let made = Device::create(spec, if_exists).map_err(|error| stopped_at(error, &paths))?;
+        paths.push(made.path().to_owned());
     }
     Ok(paths)
+}
+
+/// Says with the error which devices were made before it.
+fn stopped_at(error: DeviceError, made: &[PathBuf]) -> anyhow::Error {
+    if made.is_empty() {
+        return error.into();
+    }
+    let made: Vec<String> = made.iter().map(|path| path.display().to_string()).collect();
+    anyhow!("{error}; made before that, and kept: {}", made.join(", "))
+}
+
+/// One device twice would be found to be in use, by nobody else.
+pub(crate) fn check_distinct(devices: &[DeviceSpec]) -> Result<(), WrongUsage> {
+    let mut seen = HashSet::new();
+    for DeviceSpec { path, .. } in devices {
+        if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
+            return Err(WrongUsage(format!("{} is given twice: give it once", path.display())));
+        }
+    }
+    Ok(())
 }

@@ -4,14 +4,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
-use maru_directory::Config;
+use maru_directory::{Config, SESSIONS_MAX};
 use maru_memory::{DeviceSpec, parse_bytes};
 use maru_protocol::Endpoint;
 use maru_server::{PoolConfig, Server, ServerConfig};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::{WrongUsage, pool, signals};
 
 /// The pool without flags: enough to try things, little enough for a laptop.
 const DEFAULT_POOL_BYTES: u64 = 1 << 30;
@@ -24,18 +25,18 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "PATH[:SIZE]")]
     pool: Vec<DeviceSpec>,
     /// Also listen on this TCP address. Addresses other hosts can reach need --insecure.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = address)]
     listen: Option<SocketAddr>,
     /// The Unix socket to listen on. Default: $XDG_RUNTIME_DIR/maru.sock, else
     /// /tmp/maru-UID/maru.sock.
     #[arg(long, value_name = "PATH", env = "MARU_SOCKET")]
     socket: Option<PathBuf>,
     /// Let everybody who can reach --listen read and write the pool, unauthenticated and in clear.
-    #[arg(long)]
+    #[arg(long, requires = "listen")]
     insecure: bool,
     /// The size of a region, a power of two from 2MiB to 1GiB; no page can be larger. Default: a
     /// 32nd of the pool.
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = region_size)]
     region_size: Option<u64>,
     /// Leave the memory to come in page by page as it is first written.
     #[arg(long)]
@@ -49,34 +50,53 @@ pub(crate) struct Serve {
 struct Times {
     /// How long a session lives unheard, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = Config::default().lease_ms)]
+    #[arg(value_parser = clap::value_parser!(u64).range(100..))]
     lease_ms: u64,
     /// How long the pages of a writer that vanished unseen are kept from others, in milliseconds:
     /// longer than any copy that may still be in flight.
     #[arg(long, value_name = "MS", default_value_t = Config::default().quarantine_ms)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1000..))]
     quarantine_ms: u64,
     /// How many instances may be connected.
     #[arg(long, value_name = "N", default_value_t = Config::default().sessions_max)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=SESSIONS_MAX.into()))]
     sessions_max: u32,
     /// Evict once more than this share of the pool is used, in thousandths...
     #[arg(long, value_name = "PERMILLE", default_value_t = Config::default().watermark_high_permille)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     watermark_high: u32,
     /// ...until no more than this share is.
     #[arg(long, value_name = "PERMILLE", default_value_t = Config::default().watermark_low_permille)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
     watermark_low: u32,
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:7000 or [::1]:7000")
+}
+
+fn region_size(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
+    if bytes.is_power_of_two() && (2 << 20..=1 << 30).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err("a region is a power of two from 2MiB to 1GiB, such as 32MiB".to_owned())
 }
 
 impl Serve {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         if let Some(address) = self.listen.filter(|address| !address.ip().is_loopback()) {
             if !self.insecure {
-                bail!(
+                let problem = format!(
                     "{address} can be reached from other hosts, and whoever reaches it could read \
                      and write the pool: listen on 127.0.0.1, or pass --insecure if the network is \
                      yours alone"
                 );
+                return Err(WrongUsage(problem).into());
             }
             tracing::warn!(%address, "--insecure: whoever reaches this address owns the pool");
         }
+        pool::check_distinct(&self.pool)?;
         let user = rustix::process::getuid().as_raw();
         let socket = self.socket.unwrap_or_else(|| Endpoint::default_socket(user));
         let pool = if self.pool.is_empty() {
@@ -100,7 +120,7 @@ impl Serve {
             },
         })?;
         let stopper = server.stopper();
-        let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
+        let mut signals = Signals::new(signals::ending()).context("cannot wait for signals")?;
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 tracing::info!(signal, "stopping");

@@ -41,7 +41,7 @@ pub(crate) struct Outcome {
     pub(crate) blocks: u64,
     pub(crate) hit: u64,
     pub(crate) stored: u64,
-    /// Somebody else stored it, or was writing it.
+    /// Blocks that were there already, or that somebody else was writing.
     pub(crate) not_stored_again: u64,
     pub(crate) without_memory: u64,
     pub(crate) bytes_verified: u64,

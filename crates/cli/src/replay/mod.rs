@@ -13,17 +13,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use maru_memory::parse_bytes;
 use maru_protocol::Endpoint;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
-use self::pools::OwnPool;
+use self::pools::{OwnPool, PAGE_ALIGN};
+use self::report::ReportFile;
 use self::result::{Comparison, ReplayOptions, TraceInfo};
 use self::run::Dispatch;
 use crate::trace::{BadLines, GeneratorSettings, Trace, generate, read};
-use crate::{Defect, output};
+use crate::{Defect, WrongUsage, output, signals};
+
+/// The largest pool that one directory takes, in bytes.
+const POOL_BYTES_MAX: u128 = 16 << 40;
 
 /// Replay a request trace over private pools and over a shared one, and compare.
 ///
@@ -39,6 +42,7 @@ pub(crate) struct Replay {
     skip_bad_lines: bool,
     /// How many requests to make up, without --trace.
     #[arg(long, value_name = "N", default_value_t = 3000, conflicts_with = "trace")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     requests: u64,
     /// How many serving instances.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -47,10 +51,10 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "N", default_value_t = 16_000, value_parser = clap::value_parser!(u64).range(1..))]
     capacity_blocks: u64,
     /// The size of a block's KV in bytes.
-    #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = page_size)]
     page_size: u64,
     /// Keep the trace's own times, so many times faster. Default: as fast as it goes.
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", value_parser = factor)]
     speed_up: Option<f64>,
     /// Seeds the blocks' contents, and the trace if it is made up.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -107,29 +111,17 @@ impl Transport {
 
 impl Replay {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        if self.page_size == 0 || self.page_size > 1 << 30 {
-            bail!("--page-size is {}, but must be 1 byte to 1 GiB", self.page_size);
-        }
-        if self.speed_up.is_some_and(|factor| !factor.is_finite() || factor <= 0.0) {
-            bail!("--speed-up must be a number above 0; leave it out to go as fast as it goes");
-        }
-        if self.capacity_blocks < u64::from(self.instances) {
-            bail!("--capacity-blocks is less than one block an instance: raise it");
-        }
+        self.check_capacity()?;
         // Before the minutes of work, not after them.
-        if let Some(path) = &self.report {
-            std::fs::write(path, "").with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        let report = self.report.as_deref().map(ReportFile::open).transpose()?;
         let comparison = self.compare()?;
-        if let Some(path) = &self.report {
-            std::fs::write(path, report::html(&comparison))
-                .with_context(|| format!("cannot write {}", path.display()))?;
-            tracing::info!(path = %path.display(), "wrote the report");
-        }
         if self.json {
             output::print_json(&comparison)?;
         } else {
             output::print(&summary::text(&comparison))?;
+        }
+        if let Some(report) = report {
+            report.write(&comparison)?;
         }
         match summary::defects(&comparison) {
             Some(defects) => Err(Defect(defects).into()),
@@ -137,11 +129,67 @@ impl Replay {
         }
     }
 
+    fn check_capacity(&self) -> Result<(), WrongUsage> {
+        if self.capacity_blocks < u64::from(self.instances) {
+            let problem = "--capacity-blocks is less than one block an instance: raise it";
+            return Err(WrongUsage(problem.to_owned()));
+        }
+        let page = u128::from(self.page_size.next_multiple_of(PAGE_ALIGN));
+        if u128::from(self.capacity_blocks) * page > POOL_BYTES_MAX {
+            let size = output::bytes(self.page_size);
+            return Err(WrongUsage(format!(
+                "--capacity-blocks {} of {size} are more than a pool can have, 16 TiB: lower it",
+                self.capacity_blocks,
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether the servers that were named can take part. Says so if the comparison is not fair.
+    fn check_servers(&self) -> anyhow::Result<()> {
+        let mut epoch = None;
+        for server in &self.server {
+            let client = run::watch(server, &format!("{}-check", std::process::id()))?;
+            let here = client.stats()?.epoch;
+            ensure!(
+                epoch.is_none_or(|first| first == here),
+                "{server} is another server than {}: give addresses of one server",
+                self.server[0]
+            );
+            if epoch.replace(here).is_some() {
+                continue;
+            }
+            let regions = client.regions()?;
+            let largest = regions.iter().map(|region| region.bytes).max().unwrap_or(0);
+            ensure!(
+                self.page_size <= largest,
+                "no region of {server} holds a page of {}, the largest has {}: lower --page-size, \
+                 or give that server a larger --region-size",
+                output::bytes(self.page_size),
+                output::bytes(largest),
+            );
+            let page = self.page_size.next_multiple_of(PAGE_ALIGN);
+            let blocks: u64 = regions.iter().map(|region| region.bytes / page).sum();
+            if blocks != self.capacity_blocks {
+                tracing::warn!(
+                    "{server} has room for {} blocks, not for the {} of --capacity-blocks: the \
+                     shared pool is not as large as the private ones",
+                    output::count(blocks),
+                    output::count(self.capacity_blocks),
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn compare(&self) -> anyhow::Result<Comparison> {
         let (trace, info) = self.load()?;
+        if self.pools != Pools::Private {
+            self.check_servers()?;
+        }
         // Ctrl-C ends the replay in good order: else its pools would stay behind in /dev/shm.
         let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
+        for signal in signals::ending() {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))
                 .context("cannot wait for signals")?;
         }
@@ -218,6 +266,19 @@ impl Replay {
         };
         Ok((trace, info))
     }
+}
+
+fn page_size(text: &str) -> Result<u64, String> {
+    match parse_bytes(text) {
+        Ok(bytes @ 1..=0x4000_0000) => Ok(bytes),
+        Ok(_) => Err("a page has 1 byte to 1GiB".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn factor(text: &str) -> Result<f64, &'static str> {
+    let factor = text.parse().ok().filter(|factor: &f64| factor.is_finite() && *factor > 0.0);
+    factor.ok_or("give a number above 0, or leave it out to go as fast as it goes")
 }
 
 /// How much of `total` the instance `index` of `instances` gets, so that nothing is left over.

@@ -8,7 +8,7 @@ use maru_protocol::Endpoint;
 use maru_server::{Embedded, PoolConfig, ServerConfig};
 
 /// A page starts at a multiple of this in its region, so this is what it costs, in bytes.
-const PAGE_ALIGN: u64 = maru_directory::PAGE_ALIGN;
+pub(super) const PAGE_ALIGN: u64 = maru_directory::PAGE_ALIGN;
 
 /// A server on a thread of this process, with a pool of its own in /dev/shm.
 #[derive(Debug)]

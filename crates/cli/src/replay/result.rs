@@ -51,7 +51,8 @@ pub(crate) struct Run {
     pub(crate) blocks_hit: u64,
     /// Blocks written and committed.
     pub(crate) blocks_stored: u64,
-    /// Blocks not stored because another instance had stored, or was just writing them.
+    /// Blocks beyond the present prefix that were not stored: they were there, or another instance
+    /// was just writing them.
     pub(crate) blocks_not_stored_again: u64,
     /// Blocks that found no memory.
     pub(crate) blocks_without_memory: u64,

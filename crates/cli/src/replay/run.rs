@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use maru_client::{Client, ClientConfig};
 use maru_protocol::{Endpoint, Stats};
+use signal_hook::consts::SIGBUS;
 
 use super::instance::{LatencyBuckets, Outcome, histogram};
 use super::result::{Latency, Run, Sample, Throughput};
@@ -22,6 +24,12 @@ const SAMPLES: usize = 100;
 
 /// How long the servers may take to clean up after the instances, with much time to spare.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
+
+/// How long an instance may take to end in good order once nobody wants it any more.
+const END_MAX: Duration = Duration::from_millis(500);
+
+/// The longest wait for a request's time: nobody waits longer.
+const WAIT_MAX: Duration = Duration::from_hours(24 * 365);
 
 /// How soon an interruption is noticed between two requests.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
@@ -41,7 +49,8 @@ pub(crate) struct Dispatch<'a> {
 #[derive(Debug)]
 struct Process {
     child: Child,
-    requests: ChildStdin,
+    /// `None` once it shall end.
+    requests: Option<ChildStdin>,
     outcomes: BufReader<ChildStdout>,
     busy: bool,
 }
@@ -65,7 +74,11 @@ impl Dispatch<'_> {
             .map(|(index, endpoint)| self.start(&run, index, endpoint).map(Some))
             .collect::<anyhow::Result<_>>()?;
         let mut tally = Tally { start: Instant::now(), ..Tally::new() };
-        self.dispatch(title, &mut processes, &watchers, &mut tally)?;
+        if let Err(error) = self.dispatch(title, &mut processes, &watchers, &mut tally) {
+            // All at once, before the first of them is waited for.
+            processes.iter_mut().flatten().for_each(|process| process.requests = None);
+            return Err(error);
+        }
         tally.run.seconds = tally.start.elapsed().as_secs_f64();
         let mut latencies = BTreeMap::new();
         for process in processes.iter_mut().filter_map(Option::take) {
@@ -88,6 +101,8 @@ impl Dispatch<'_> {
             .args(["--server", &endpoint.to_string(), "--instance", &format!("{run}-{index}")])
             .args(["--run", run, "--seed", &self.seed.to_string()])
             .args(["--page-bytes", &self.page_bytes.to_string()])
+            // Ctrl-C is for the replay: it ends the instances.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -96,7 +111,7 @@ impl Dispatch<'_> {
         let (requests, outcomes) = pipes.context("an instance has no pipes")?;
         let outcomes = BufReader::new(outcomes);
         // It says once that it is ready, as if that were the outcome of a request.
-        let mut process = Process { child, requests, outcomes, busy: true };
+        let mut process = Process { child, requests: Some(requests), outcomes, busy: true };
         process.outcome().context("an instance did not start; its message is above")?;
         Ok(process)
     }
@@ -118,13 +133,17 @@ impl Dispatch<'_> {
             self.check_interrupted()?;
             if let Some(factor) = self.speed_up {
                 let offset = Duration::from_millis(request.timestamp_ms.saturating_sub(begin));
-                self.pause(offset.div_f64(factor).saturating_sub(tally.start.elapsed()));
+                let offset = Duration::try_from_secs_f64(offset.as_secs_f64() / factor);
+                let offset = offset.unwrap_or(WAIT_MAX).min(WAIT_MAX);
+                self.pause(offset.saturating_sub(tally.start.elapsed()));
             }
             while !give(processes, turn, request, tally) {
                 turn += 1;
                 self.check_interrupted()?;
                 if processes.iter().all(Option::is_none) {
-                    return Err(anyhow!("all instances are gone; their messages are above"));
+                    return Err(anyhow!(
+                        "all instances are gone; messages and warnings above say why"
+                    ));
                 }
             }
             turn += 1;
@@ -137,7 +156,6 @@ impl Dispatch<'_> {
             collect(processes, index, tally);
         }
         tally.sample(self.requests.len(), &stats_of(watchers)?);
-        bar.finish_and_clear();
         Ok(())
     }
 
@@ -151,7 +169,7 @@ impl Dispatch<'_> {
 
     fn check_interrupted(&self) -> anyhow::Result<()> {
         if self.interrupted.load(Ordering::Relaxed) {
-            return Err(anyhow!("interrupted; its pools are removed"));
+            return Err(anyhow!("interrupted; the pools of this replay are removed"));
         }
         Ok(())
     }
@@ -183,7 +201,8 @@ impl Dispatch<'_> {
         let mut done = tally.run;
         done.prefix_hit_rate = ratio(done.blocks_hit, done.blocks_requested);
         done.bytes_not_recomputed = done.blocks_hit * self.page_bytes;
-        done.evictions = evictions(after) - evictions(before);
+        // A server that was restarted on the way counts from 0 again.
+        done.evictions = evictions(after).saturating_sub(evictions(before));
         done.gb_per_s = Throughput {
             write: ratio(done.blocks_stored * self.page_bytes, tally.write_ns),
             read: ratio(done.bytes_verified, tally.read_ns),
@@ -210,7 +229,7 @@ impl Process {
 
     /// Lets it end, and takes the latencies that it saw.
     fn finish(mut self) -> anyhow::Result<LatencyBuckets> {
-        drop(self.requests);
+        self.requests = None;
         let mut line = String::new();
         self.outcomes.read_line(&mut line)?;
         let status = self.child.wait()?;
@@ -218,6 +237,27 @@ impl Process {
             return Err(anyhow!("it ended with {status}"));
         }
         Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Process {
+    /// Ends it, in good order if that does not take long.
+    fn drop(&mut self) {
+        self.requests = None;
+        let end = Instant::now() + END_MAX;
+        while Instant::now() < end && matches!(self.child.try_wait(), Ok(None)) {
+            sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How a process ended, in words.
+fn ending(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(SIGBUS) => format!("{status}: the memory behind the pool ran out"),
+        _ => status.to_string(),
     }
 }
 
@@ -234,7 +274,8 @@ fn give(
         return false;
     };
     let line = serde_json::to_string(&request.hash_ids).unwrap_or_default();
-    if let Err(error) = writeln!(process.requests, "{line}") {
+    let given = process.requests.as_mut().map(|requests| writeln!(requests, "{line}"));
+    if let Some(Err(error)) = given {
         lose(processes, index, &error.into(), tally);
         return false;
     }
@@ -258,7 +299,7 @@ fn lose(processes: &mut [Option<Process>], index: usize, error: &anyhow::Error, 
     if let Some(mut process) = processes[index].take() {
         let _ = process.child.kill();
         let status = process.child.wait();
-        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let status = status.map_or_else(|error| error.to_string(), ending);
         tracing::warn!(instance = index, %error, status, "an instance is gone; going on without it");
         tally.run.instances_lost += 1;
     }
@@ -310,7 +351,7 @@ impl Tally {
     }
 }
 
-fn watch(server: &Endpoint, run: &str) -> anyhow::Result<Client> {
+pub(super) fn watch(server: &Endpoint, run: &str) -> anyhow::Result<Client> {
     let endpoint = server.clone();
     // Its name does not begin like the instances': what they hold is counted by name.
     let instance = format!("watcher-of-{run}");
@@ -372,7 +413,8 @@ fn ratio(part: u64, whole: u64) -> f64 {
 fn progress_bar(title: &str, len: usize) -> ProgressBar {
     let template = "{msg:14} {wide_bar} {pos}/{len} requests, {eta} left";
     let style = ProgressStyle::with_template(template);
-    // Hidden by itself where stderr is not a terminal.
+    // Hidden by itself where stderr is not a terminal; gone when dropped, whatever happened.
     let bar = ProgressBar::new(len as u64).with_message(title.to_owned());
+    let bar = bar.with_finish(ProgressFinish::AndClear);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

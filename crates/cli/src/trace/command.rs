@@ -50,12 +50,11 @@ impl TraceCommand {
         };
         let generator = Generator::new(&settings)?;
         match generate.output {
-            Some(path) => {
-                let file = File::create(&path);
-                let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-                Ok(write(generator, &mut BufWriter::new(file))?)
-            }
-            None => Ok(write(generator, &mut BufWriter::new(io::stdout().lock()))?),
+            Some(path) => File::create(&path)
+                .and_then(|file| write(generator, &mut BufWriter::new(file)))
+                .with_context(|| format!("cannot write {}", path.display())),
+            None => write(generator, &mut BufWriter::new(io::stdout().lock()))
+                .context("cannot write to stdout"),
         }
     }
 }

@@ -18,7 +18,7 @@ mod reader;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use command::TraceCommand;
-pub(crate) use generator::{Generator, GeneratorSettings, generate, write};
+pub(crate) use generator::{Generator, GeneratorSettings, SettingsError, generate, write};
 pub(crate) use reader::{BadLines, Trace, read};
 
 /// One request of a trace. The field names in the file are those of the published traces; fields

@@ -2,10 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
+use std::process::{Child, Command};
 
 use super::common::{Serving, json, maru, run, stderr, text, wait_until};
 use maru_client::{Acquire, Reserve, Reserved};
 use maru_protocol::Key;
+use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn a_server_is_looked_into_and_stops_cleanly() {
@@ -41,11 +43,7 @@ fn a_server_is_looked_into_and_stops_cleanly() {
     let inspected = json(&["pool", "inspect", "--json", text(&serving.pool())]);
     assert_eq!(inspected[0]["in_use"], true);
 
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&serving.child),
-        rustix::process::Signal::TERM,
-    )
-    .unwrap();
+    kill_process(Pid::from_child(&serving.child), Signal::TERM).unwrap();
     let status = serving.child.wait().unwrap();
     assert!(status.success(), "{status} {:?}", status.signal());
     assert!(!socket.exists(), "the socket goes with the server");
@@ -77,16 +75,32 @@ fn wrong_input_is_answered_with_what_to_do() {
     let socket = path("socket");
     std::fs::write(path("foreign"), vec![7; 8 << 20]).unwrap();
     let too_large = format!("{}:900TiB", path("large"));
-    let cases: [(&[&str], i32, &str); 9] = [
+    let twice = format!("{}:8MiB", path("twice"));
+    let cases: [(&[&str], i32, &str); 24] = [
         (&["stat", "--server", "/nobody/here"], 3, "maru serve"),
         (&["serve", "--socket", &socket, "--pool", &too_large], 1, "more than"),
         (&["serve", "--socket", &socket, "--pool", &path("foreign")], 1, "maru pool init"),
         (&["serve", "--socket", &socket, "--pool", &path("absent")], 1, "512MiB"),
-        (&["serve", "--socket", &socket, "--listen", "0.0.0.0:0"], 1, "--insecure"),
-        (&["serve", "--socket", &socket, "--region-size", "3MiB"], 1, "power of two"),
+        (&["serve", "--socket", &socket, "--listen", "0.0.0.0:0"], 2, "--insecure"),
+        (&["serve", "--socket", &socket, "--listen", "localhost:0"], 2, "127.0.0.1:7000"),
+        (&["serve", "--socket", &socket, "--insecure"], 2, "--listen"),
+        (&["serve", "--socket", &socket, "--region-size", "3MiB"], 2, "power of two"),
+        (&["serve", "--socket", &socket, "--lease-ms", "99"], 2, "--lease-ms"),
+        (&["serve", "--socket", &socket, "--sessions-max", "0"], 2, "--sessions-max"),
+        (&["serve", "--pool", &twice, "--pool", &twice], 2, "given twice"),
+        (&["pool", "init", &twice, &twice], 2, "given twice"),
+        (&["pool", "init", &twice, "/nobody/here:8MiB"], 1, &path("twice")),
+        (&["trace", "generate", "--turns", "0"], 2, "turns"),
+        (&["trace", "generate", "-o", "/dev/full"], 1, "cannot write /dev/full"),
+        (&["replay", "--page-size", "0"], 2, "1 byte to 1GiB"),
+        (&["replay", "--speed-up", "0"], 2, "above 0"),
+        (&["replay", "--capacity-blocks", "3"], 2, "--capacity-blocks"),
+        (&["replay", "--capacity-blocks", "18446744073709551615"], 2, "16 TiB"),
+        (&["replay", "--report", "/nobody/here"], 1, "/nobody/here"),
         (&["replay", "--page-size", "16 apples"], 2, "512MiB"),
         (&["replay", "--trace", "/nobody/here"], 1, "/nobody/here"),
         (&["--log", "l=o=u=d", "stat"], 2, "--log"),
+        (&["--log", "warning", "stat"], 2, "MODULE=LEVEL"),
     ];
     for (args, code, hint) in cases {
         let output = run(args);
@@ -140,11 +154,7 @@ fn the_default_server_needs_no_flag_and_starts_again_after_a_kill() {
     killed.wait().unwrap();
     assert!(folder.path().join("maru.sock").exists(), "it had no time to clean up");
     let mut child = serve();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_child(&child),
-        rustix::process::Signal::INT,
-    )
-    .unwrap();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(!folder.path().join("maru.sock").exists());
 }
@@ -153,6 +163,42 @@ fn the_default_server_needs_no_flag_and_starts_again_after_a_kill() {
 fn completions_come_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = run(&["completions", shell]).stdout;
-        assert!(String::from_utf8_lossy(&script).contains("replay"), "{shell}");
+        let script = String::from_utf8_lossy(&script);
+        assert!(script.contains("replay") && script.contains("log-format"), "{shell}");
+        assert!(!script.contains("replay-instance"), "{shell}: it is not for people");
     }
+}
+
+#[test]
+fn what_cannot_be_written_is_named() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for args in [&["completions", "bash"][..], &["trace", "generate"]] {
+        let output = maru(args).stdout(full.try_clone().unwrap()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("cannot write to stdout"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_hang_up_ends_a_server_unless_it_was_told_to_go_on() {
+    let hang_up = |child: &Child| kill_process(Pid::from_child(child), Signal::HUP).unwrap();
+    let mut serving = Serving::start("8MiB", &[]);
+    hang_up(&serving.child);
+    assert!(serving.child.wait().unwrap().success());
+    assert!(!serving.socket().exists(), "it ended in good order");
+
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let socket = folder.path().join("socket");
+    let pool = format!("{}:8MiB", folder.path().join("pool").display());
+    let script = "trap '' HUP; exec \"$0\" serve --socket \"$1\" --pool \"$2\"";
+    let mut child = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_maru"), text(&socket), &pool])
+        .spawn()
+        .unwrap();
+    let stat = || run(&["stat", "--server", text(&socket)]).status.success();
+    wait_until("the server answers", stat);
+    hang_up(&child);
+    assert!(stat(), "it was told to outlive its terminal");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }

@@ -1,9 +1,10 @@
 //! The main job, end to end, on traces small enough for a test.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::common::{Serving, json, maru, run, stderr, text, wait_until};
 use serde_json::Value;
@@ -148,14 +149,55 @@ fn the_report_is_one_page_with_the_same_figures() {
 }
 
 #[test]
+fn a_replay_that_fails_leaves_the_last_report_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+    std::fs::write(&old, "the last report").unwrap();
+    for report in [&old, &new] {
+        let failed = run(&with(&["--server", "/nobody/here", "--report", text(report)]));
+        assert_eq!(failed.status.code(), Some(3), "{}", stderr(&failed));
+    }
+    assert_eq!(std::fs::read_to_string(&old).unwrap(), "the last report");
+    assert!(!new.exists());
+}
+
+#[test]
+fn a_server_that_cannot_take_part_is_named_before_the_work() {
+    let (one, two) = (Serving::start("8MiB", &[]), Serving::start("16MiB", &[]));
+    let (one, two) = (one.socket(), two.socket());
+    let page = ["--page-size", "4MiB", "--server", text(&one)];
+    let too_large = run(&[&["replay", "--requests", "9"][..], &page].concat());
+    let complaint = stderr(&too_large);
+    assert_eq!(too_large.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("--region-size") && complaint.lines().count() == 1, "{complaint}");
+    let unlike = run(&with(&["--pools", "shared", "--server", text(&two)]));
+    assert!(unlike.status.success());
+    assert!(stderr(&unlike).contains("not as large"), "{}", stderr(&unlike));
+}
+
+#[test]
 fn an_interrupted_replay_leaves_no_pool_behind() {
-    let args = with(&["--pools", "shared", "--speed-up", "0.001"]);
-    let mut replay = maru(&args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    let pool = format!("/dev/shm/maru-replay-{}-shared.pool", replay.id());
-    wait_until("the pool is made", || {
-        Path::new(&pool).exists() || replay.try_wait().unwrap().is_some_and(|s| panic!("{s}"))
-    });
-    kill_process(Pid::from_child(&replay), Signal::INT).unwrap();
-    assert_eq!(replay.wait().unwrap().code(), Some(1));
-    assert!(!Path::new(&pool).exists());
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        // Ctrl-C goes to all processes of the terminal's group, which a test must not share. The
+        // second request would come after the end of the world.
+        let args = with(&["--pools", "shared", "--speed-up", "1e-300"]);
+        let mut command = maru(&args);
+        command.process_group(0).stderr(Stdio::piped()).stdout(Stdio::null());
+        let mut replay = command.spawn().unwrap();
+        let pool = format!("/dev/shm/maru-replay-{}-shared.pool", replay.id());
+        let path = format!("/proc/{0}/task/{0}/children", replay.id());
+        let children = || std::fs::read_to_string(&path).unwrap_or_default();
+        wait_until("the instances start", || {
+            children().split_whitespace().count() == 4
+                || replay.try_wait().unwrap().is_some_and(|s| panic!("{s}"))
+        });
+        assert!(Path::new(&pool).exists());
+        kill_process_group(Pid::from_child(&replay), signal).unwrap();
+        let output = replay.wait_with_output().unwrap();
+        let complaint = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{signal:?}: {complaint}");
+        assert!(complaint.starts_with("error: interrupted"), "{signal:?}: {complaint}");
+        assert_eq!(complaint.lines().count(), 1, "the instances are not lost: {complaint}");
+        assert!(!Path::new(&pool).exists());
+    }
 }

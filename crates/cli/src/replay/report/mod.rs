@@ -6,10 +6,12 @@
 
 mod chart;
 mod figures;
+mod file;
 mod markup;
 mod plots;
 mod tables;
 
+pub(crate) use file::ReportFile;
 use markup::Element;
 
 use crate::replay::result::{Comparison, Run};
@@ -43,7 +45,7 @@ impl Pools {
 }
 
 /// The whole page. Runs that were not made are left out, and so is every chart without a point.
-pub(crate) fn html(comparison: &Comparison) -> String {
+fn html(comparison: &Comparison) -> String {
     let runs: Vec<(Pools, &Run)> = [
         (Pools::Private, comparison.private.as_ref()),
         (Pools::Shared, comparison.shared.as_ref()),

@@ -62,9 +62,7 @@ const ROWS: [(&str, &[Row]); 5] = [
         "Put into the pool",
         &[
             ("Blocks stored", |run| Figure::count(run.blocks_stored)),
-            ("Blocks another instance had stored", |run| {
-                Figure::count(run.blocks_not_stored_again)
-            }),
+            ("Blocks not stored again", |run| Figure::count(run.blocks_not_stored_again)),
             ("Blocks without memory", |run| Figure::count(run.blocks_without_memory)),
             ("Evictions", |run| Figure::count(run.evictions)),
         ],
