@@ -39,8 +39,8 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
             if line.chars().count() > COLUMNS_MAX {
                 problems.push(format!("{name}:{number}: wider than {COLUMNS_MAX} columns"));
             }
-            if !line.is_ascii() {
-                problems.push(format!("{name}:{number}: not ASCII"));
+            if line.chars().any(|c| !c.is_ascii() || c.is_ascii_control()) {
+                problems.push(format!("{name}:{number}: not printable ASCII"));
             }
         }
     }

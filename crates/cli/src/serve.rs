@@ -10,6 +10,7 @@ use maru_directory::{Config, SESSIONS_MAX};
 use maru_memory::{DeviceSpec, parse_bytes};
 use maru_protocol::Endpoint;
 use maru_server::{PoolConfig, Server, ServerConfig};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::iterator::Signals;
 
 use crate::{WrongUsage, pool, signals};
@@ -104,6 +105,7 @@ impl Serve {
         } else {
             PoolConfig::Devices(self.pool)
         };
+        raise_descriptor_limit();
         let server = Server::start(&ServerConfig {
             pool,
             socket: Some(socket.clone()),
@@ -145,4 +147,14 @@ fn default_pool(user: u32, socket: &Path) -> DeviceSpec {
     socket.hash(&mut hasher);
     let path = format!("/dev/shm/maru-{user}-{:016x}.pool", hasher.finish());
     DeviceSpec { path: path.into(), bytes: Some(DEFAULT_POOL_BYTES) }
+}
+
+/// Takes as many file descriptors as this process may: a session costs two, its socket and the watch
+/// on its process.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit on open files; fewer instances can connect");
+    }
 }

@@ -7,6 +7,8 @@ use maru_protocol::{
     Presence, RegionInfo, ReleaseOutcome, ReserveOutcome, Stats,
 };
 
+use rustix::process::{Pid, getpid};
+
 use crate::heartbeat::{self, Returns};
 use crate::link::{Failed, Link};
 use crate::page::{Home, Ticket};
@@ -74,7 +76,8 @@ impl Client {
         let link = Arc::new(Link::new(config));
         link.session()?;
         let returns = Arc::new(Returns::new().map_err(cannot.clone())?);
-        let farewell = Farewell { link: Arc::clone(&link), returns: Arc::clone(&returns) };
+        let farewell =
+            Farewell { link: Arc::clone(&link), returns: Arc::clone(&returns), owner: getpid() };
         let (weak, queue) = (Arc::downgrade(&link), Arc::clone(&returns));
         std::thread::Builder::new()
             .name("maru-heartbeat".to_owned())
@@ -318,11 +321,68 @@ fn settle<T>(tickets: Vec<Ticket>, result: Result<T, Failed>) -> Result<T, Clien
 struct Farewell {
     link: Arc<Link>,
     returns: Arc<Returns>,
+    /// The process whose session it is. A forked child has a copy of all this, and the connection in
+    /// common with its parent.
+    owner: Pid,
 }
 
 impl Drop for Farewell {
     fn drop(&mut self) {
-        self.link.farewell();
-        self.returns.wake();
+        if getpid() == self.owner {
+            self.link.farewell();
+            self.returns.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use maru_directory::Config;
+    use maru_protocol::Endpoint;
+    use maru_server::{Embedded, PoolConfig, ServerConfig};
+
+    use super::*;
+
+    /// A server, and a client of it with a reserved page.
+    fn reserved() -> (tempfile::TempDir, Embedded, Client, ReservedPage) {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (pool, socket) = (folder.path().join("pool"), folder.path().join("socket"));
+        let server = Embedded::start(&ServerConfig {
+            pool: PoolConfig::Temporary(format!("{}:8MiB", pool.display()).parse().unwrap()),
+            socket: Some(socket.clone()),
+            listen: None,
+            region_bytes: None,
+            populate: false,
+            directory: Config::default(),
+        })
+        .unwrap();
+        let endpoint = Endpoint::Unix(socket);
+        let client = Client::connect(ClientConfig { endpoint, ..ClientConfig::default() }).unwrap();
+        let key = Key::new(b"key").unwrap();
+        match client.reserve(&[key], 4096, Reserve::default()).unwrap().remove(0) {
+            Reserved::Page(page) => (folder, server, client, page),
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    /// It said goodbye for its parent, and hung up on it.
+    #[test]
+    fn a_forked_child_does_not_end_the_session_of_its_parent() {
+        let (_folder, _server, client, page) = reserved();
+        let (link, returns) = (Arc::clone(&client.link), Arc::clone(&client.returns));
+        drop(Farewell { link, returns, owner: Pid::INIT });
+        assert!(matches!(client.commit([page]).unwrap()[..], [Committed::Stored(_)]));
+    }
+
+    /// A page of a lost session was handed out after the server was told that none is out.
+    #[test]
+    fn no_page_is_handed_out_once_its_session_is_lost() {
+        let (_folder, _server, client, page) = reserved();
+        let location = page.location();
+        drop(page);
+        let session = client.link.session().unwrap();
+        session.lose();
+        let late = ReservedPage::new(location, client.home(&session));
+        assert!(matches!(late, Err(ClientError::SessionLost)));
     }
 }

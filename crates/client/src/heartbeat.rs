@@ -147,9 +147,13 @@ pub(crate) fn run(link: &Weak<Link>, returns: &Arc<Returns>) {
 fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
     returns.flush(link)?;
     let (session, _) = link.call(Body::Renew, None)?;
-    for gone in link.take_let_go() {
+    while let Some(gone) = link.take_let_go() {
         let resume = gone.resume();
-        link.call(Body::LetGo { session: resume.session, secret: resume.secret }, None)?;
+        let body = Body::LetGo { session: resume.session, secret: resume.secret };
+        if let Err(failed) = link.call(body, None) {
+            link.keep_lost(gone);
+            return Err(failed.into());
+        }
     }
     Ok(Duration::from_millis(session.limits.lease_ms / 3))
 }

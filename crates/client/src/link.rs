@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Reply, Request, Welcome};
+use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Reply, Request, Resume, Welcome};
 
 use crate::session::{Memory, Session};
 use crate::stream::{Inbox, Stream};
@@ -38,6 +38,10 @@ pub(crate) struct Link {
 struct State {
     /// `None` while the connection is broken.
     stream: Option<Arc<Stream>>,
+    /// A thread connects; it does not hold the lock meanwhile.
+    connecting: bool,
+    /// Why that thread has not yet succeeded.
+    unreachable: Option<ClientError>,
     /// `None` before the first hello.
     session: Option<Arc<Session>>,
     /// Counts up over sessions too, so that a number means one request.
@@ -62,6 +66,14 @@ struct Pending {
     /// what it then grants must be given back.
     abandoned: bool,
     outcome: Option<Result<Answer, ClientError>>,
+}
+
+/// A connection that a server has welcomed.
+struct Greeted {
+    stream: Stream,
+    welcome: Welcome,
+    /// When hello was sent.
+    sent: Instant,
 }
 
 /// Why a request has no answer, and whether it may have one yet.
@@ -94,6 +106,8 @@ impl Link {
         };
         let state = State {
             stream: None,
+            connecting: false,
+            unreachable: None,
             session: None,
             next_seq: 1,
             pending: BTreeMap::new(),
@@ -137,21 +151,30 @@ impl Link {
         };
         let connected = state.stream.is_some();
         drop(state);
+        // Before the goodbye: once the server has it, nothing protects what is still being read.
+        session.lose();
         if connected
-            && session.writable.load(Ordering::Acquire) == 0
+            && session.writable.load(Ordering::SeqCst) == 0
             && let Err(failed) = self.call(Body::Goodbye, Some(&session))
         {
             tracing::debug!(error = %failed.error, "no goodbye was said");
         }
-        session.lose();
         self.lock().disconnect();
         self.changed.notify_all();
     }
 
-    /// Ended sessions of which no writable page is out any more; the caller tells the server.
-    pub(crate) fn take_let_go(&self) -> Vec<Arc<Session>> {
-        let gone = |session: &mut Arc<Session>| session.writable.load(Ordering::Acquire) == 0;
-        self.lock().lost.extract_if(.., gone).collect()
+    /// An ended session of which no writable page is out any more; the caller tells the server, or
+    /// keeps it with [`Link::keep_lost`].
+    pub(crate) fn take_let_go(&self) -> Option<Arc<Session>> {
+        let mut state = self.lock();
+        let gone = |session: &Arc<Session>| session.writable.load(Ordering::SeqCst) == 0;
+        let index = state.lost.iter().position(gone)?;
+        Some(state.lost.swap_remove(index))
+    }
+
+    /// Has the server told another time that nothing of this session is written to any more.
+    pub(crate) fn keep_lost(&self, session: Arc<Session>) {
+        self.lock().lost.push(session);
     }
 
     pub(crate) fn take_orphans(&self) -> Vec<(Arc<Session>, Answer)> {
@@ -168,9 +191,7 @@ impl Link {
         session: Option<&Arc<Session>>,
     ) -> Result<(Arc<Session>, Answer), Failed> {
         let started = Instant::now();
-        let (mut state, connected) = self.connect(self.lock(), started);
-        connected?;
-        let current = state.session.clone().ok_or(ClientError::SessionLost)?;
+        let (mut state, current) = self.admit(started)?;
         if session.is_some_and(|session| !Arc::ptr_eq(session, &current)) {
             return Err(ClientError::SessionLost.into());
         }
@@ -182,7 +203,7 @@ impl Link {
                 self.changed.notify_all();
                 return Ok((current, outcome?));
             }
-            let patience = self.config.timeout.saturating_sub(started.elapsed());
+            let patience = self.patience(started);
             if patience.is_zero() {
                 state.abandon(seq);
                 self.changed.notify_all();
@@ -196,6 +217,34 @@ impl Link {
                 }
             };
         }
+    }
+
+    /// Waits for a connection, and until the server can remember the answer to one more request.
+    fn admit(
+        &self,
+        started: Instant,
+    ) -> Result<(MutexGuard<'_, State>, Arc<Session>), ClientError> {
+        let mut state = self.lock();
+        loop {
+            let (connected, result) = self.connect(state, started);
+            result?;
+            let session = connected.session.clone().ok_or(ClientError::SessionLost)?;
+            if connected.unacknowledged() < u64::from(session.limits.window) {
+                return Ok((connected, session));
+            }
+            let patience = self.patience(started);
+            if patience.is_zero() {
+                return Err(self.timeout());
+            }
+            let (waited, result) = self.wait(connected, started, patience);
+            result?;
+            state = waited;
+        }
+    }
+
+    /// How long a call that began at `started` may still take.
+    fn patience(&self, started: Instant) -> Duration {
+        self.config.timeout.saturating_sub(started.elapsed())
     }
 
     fn unreachable(&self, source: io::Error) -> ClientError {
@@ -244,25 +293,52 @@ impl Link {
     }
 
     /// Makes sure that there is a connection with a session, trying for the configured time from
-    /// `started`. Between attempts the lock is free: a client can be closed meanwhile.
+    /// `started`. One thread does so for all; each of the others waits as long as it may.
     fn connect<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        started: Instant,
+    ) -> (MutexGuard<'a, State>, Result<(), ClientError>) {
+        while state.stream.is_none() && state.connecting {
+            let patience = self.patience(started);
+            if patience.is_zero() {
+                let error = state.unreachable.clone().unwrap_or_else(|| self.timeout());
+                return (state, Err(error));
+            }
+            let waited = self.changed.wait_timeout(state, patience);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.stream.is_some() {
+            return (state, Ok(()));
+        }
+        (state.connecting, state.unreachable) = (true, None);
+        let (mut state, result) = self.keep_connecting(state, started);
+        state.connecting = false;
+        self.changed.notify_all();
+        (state, result)
+    }
+
+    /// Tries to connect. The lock is free most of the time: a client can be closed meanwhile.
+    fn keep_connecting<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         started: Instant,
     ) -> (MutexGuard<'a, State>, Result<(), ClientError>) {
         let mut pause = RETRY_MIN;
         loop {
-            if state.stream.is_some() {
-                return (state, Ok(()));
-            }
             if state.closed {
                 return (state, Err(ClientError::SessionLost));
             }
-            let left = self.config.timeout.saturating_sub(started.elapsed());
-            let error = match self.greet(&mut state, left.clamp(RETRY_MIN, ATTEMPT_MAX)) {
+            let left = self.patience(started);
+            let resume = state.session.as_ref().map(|session| session.resume());
+            drop(state);
+            let greeted = self.greet(resume, left.clamp(RETRY_MIN, ATTEMPT_MAX));
+            state = self.lock();
+            let error = match greeted.and_then(|greeted| self.welcomed(&mut state, greeted)) {
                 Ok(()) => return (state, Ok(())),
                 Err(error) => error,
             };
+            state.unreachable = Some(error.clone());
             // Before the first session there is nothing to save by waiting.
             let again = matches!(error, ClientError::Unreachable { .. }) && state.session.is_some();
             if !again || pause > left {
@@ -275,7 +351,7 @@ impl Link {
     }
 
     /// One attempt to connect and say hello.
-    fn greet(&self, state: &mut State, timeout: Duration) -> Result<(), ClientError> {
+    fn greet(&self, resume: Option<Resume>, timeout: Duration) -> Result<Greeted, ClientError> {
         let unreachable = |source| self.unreachable(source);
         let unreadable = |reason: String| ClientError::Protocol {
             endpoint: self.config.endpoint.clone(),
@@ -287,7 +363,7 @@ impl Link {
             instance: &self.config.instance,
             host: &self.host,
             budget_bytes: self.config.budget_bytes,
-            resume: state.session.as_ref().map(|session| session.resume()),
+            resume,
         };
         let mut frame = Vec::new();
         maru_protocol::encode(FrameKind::Hello, &hello, &mut frame)
@@ -311,16 +387,14 @@ impl Link {
             }
             .map_err(|error| unreadable(error.to_string()))?;
         };
-        self.welcomed(state, stream, &welcome, sent).inspect_err(|_| state.disconnect())
+        Ok(Greeted { stream, welcome, sent })
     }
 
-    fn welcomed(
-        &self,
-        state: &mut State,
-        stream: Stream,
-        welcome: &Welcome,
-        sent: Instant,
-    ) -> Result<(), ClientError> {
+    fn welcomed(&self, state: &mut State, greeted: Greeted) -> Result<(), ClientError> {
+        let Greeted { stream, welcome, sent } = greeted;
+        if state.closed {
+            return Err(ClientError::SessionLost);
+        }
         if welcome.resumed {
             state.resend(&stream).map_err(|source| self.unreachable(source))?;
         } else {
@@ -329,25 +403,34 @@ impl Link {
                 Some(memory) => memory,
                 None => Arc::new(Memory::map(&welcome.topology, &self.config.device_paths)?),
             };
-            state.begin(Session::new(welcome, memory, sent));
+            state.begin(Session::new(&welcome, memory, sent));
         }
         state.stream = Some(Arc::new(stream));
         // A thread may be reading the old connection; what it left half read is of no use.
         if state.inbox.is_some() {
             state.inbox = Some(Inbox::default());
         }
-        self.changed.notify_all();
         Ok(())
     }
 }
 
 impl State {
+    /// The lowest number that has no answer yet; if all have, the next.
+    fn first_unanswered(&self) -> u64 {
+        let first = self.pending.iter().find(|(_, pending)| pending.outcome.is_none());
+        first.map_or(self.next_seq, |(first, _)| *first)
+    }
+
+    /// How many requests there were since everything was answered that came before.
+    fn unacknowledged(&self) -> u64 {
+        self.next_seq - self.first_unanswered()
+    }
+
     /// Sends a request and returns its number. If the connection breaks on the way, the request is
     /// sent again later.
     fn send(&mut self, body: Body<'_>) -> Result<u64, ClientError> {
         let seq = self.next_seq;
-        let unanswered = self.pending.iter().find(|(_, pending)| pending.outcome.is_none());
-        let acked = unanswered.map_or(seq, |(first, _)| *first) - 1;
+        let acked = self.first_unanswered() - 1;
         let mut frame = Vec::new();
         let request = Request { seq, acked, body };
         maru_protocol::encode(FrameKind::Request, &request, &mut frame)

@@ -140,14 +140,14 @@ struct Writing(Arc<Session>);
 
 impl Writing {
     fn begin(session: &Arc<Session>) -> Self {
-        session.writable.fetch_add(1, Ordering::AcqRel);
+        session.writable.fetch_add(1, Ordering::SeqCst);
         Self(Arc::clone(session))
     }
 }
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        self.0.writable.fetch_sub(1, Ordering::AcqRel);
+        self.0.writable.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -157,6 +157,11 @@ impl ReservedPage {
         let session = ticket.session();
         let page = session.memory.mapping.write(location.offset(), location.length)?;
         let writing = Writing::begin(session);
+        // If the session was lost before it counted this page, the server may have been told that it
+        // let go of everything.
+        if session.is_lost() {
+            return Err(ClientError::SessionLost);
+        }
         Ok(Self { page, writing, ticket, length: location.length })
     }
 

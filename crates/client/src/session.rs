@@ -22,7 +22,8 @@ pub(crate) struct Session {
     /// `began`: when the last answered request was sent.
     confirmed_us: AtomicU64,
     lost: AtomicBool,
-    /// Writable pages of this session that are out.
+    /// Writable pages of this session that are out. In one order with `lost`: who takes a page either
+    /// sees that the session is lost, or is counted when it is let go.
     pub(crate) writable: AtomicUsize,
 }
 
@@ -53,11 +54,11 @@ impl Session {
 
     /// Another session has taken its place.
     pub(crate) fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
+        self.lost.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+        self.lost.load(Ordering::SeqCst)
     }
 
     /// Whether the server cannot have ended the session by now. A session outlives its connection

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use maru_protocol::{Endpoint, FRAME_BYTES_MAX, Frame, FrameError};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -29,7 +30,13 @@ impl Stream {
         let slice = Some(slice.max(Duration::from_millis(1)));
         match endpoint {
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
+                let flags = SocketFlags::CLOEXEC;
+                let socket =
+                    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+                let stream = UnixStream::from(socket);
+                // A server that hangs lets its backlog fill up: then connecting waits like writing.
+                stream.set_write_timeout(Some(timeout))?;
+                rustix::net::connect(&stream, &SocketAddrUnix::new(path)?)?;
                 stream.set_read_timeout(slice)?;
                 stream.set_write_timeout(slice)?;
                 Ok(Self::Unix(stream))

@@ -6,14 +6,16 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::Duration;
 
 use maru_client::{
     Acquire, Client, ClientConfig, ClientError, Committed, Reserve, Reserved, ReservedPage,
 };
 use maru_directory::Config;
-use maru_protocol::{DeleteOutcome, Endpoint, Frame, FrameKind, Key, Presence, Refusal, Reply};
+use maru_protocol::{
+    Body, DeleteOutcome, Endpoint, Frame, FrameKind, Key, Presence, Refusal, Reply, Request,
+};
 use maru_server::{Embedded, PoolConfig, ServerConfig};
 
 const PAGE: u64 = 64 << 10;
@@ -348,4 +350,136 @@ fn every_reply_may_be_lost_once_and_nothing_happens_twice() {
     assert_eq!(counters.sessions_opened, 2, "the session was resumed each time");
     // Stores and reads are two requests each that change state; the delete is one.
     assert!(counters.replays > 8 * 4, "{} replays", counters.replays);
+}
+
+/// More threads than the server remembers replies: some were refused for it.
+#[test]
+fn there_may_be_more_threads_than_the_window_has_room_for() {
+    const THREADS: usize = 160;
+    let pool = pool();
+    let client = pool.client("a");
+    let start = Barrier::new(THREADS);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let (client, start) = (&client, &start);
+            scope.spawn(move || {
+                start.wait();
+                for _ in 0..10 {
+                    client.touch(&[Key::new(b"key").unwrap()]).unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// Connecting waited without end, and with it whoever used the client.
+#[test]
+fn a_server_that_lets_nobody_in_is_not_waited_for_without_end() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _first_in_the_backlog = UnixStream::connect(&path).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (endpoint, timeout) = (Endpoint::Unix(path), Duration::from_millis(100));
+        sender.send(Client::connect(ClientConfig { endpoint, timeout, ..ClientConfig::default() }))
+    });
+    // Only a hang takes this long.
+    let connected = receiver.recv_timeout(Duration::from_mins(1)).unwrap();
+    assert!(matches!(connected, Err(ClientError::Unreachable { .. })));
+}
+
+/// Each thread tried for itself, one after the other, and the last had to wait for them all.
+#[test]
+fn one_thread_connects_for_all() {
+    const THREADS: usize = 32;
+    let Pool { folder, server } = pool();
+    let path = folder.path().join("socket");
+    let (endpoint, timeout) = (Endpoint::Unix(path.clone()), Duration::from_secs(1));
+    let client =
+        Client::connect(ClientConfig { endpoint, timeout, ..ClientConfig::default() }).unwrap();
+    drop(server);
+    let silent = UnixListener::bind(&path).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| client.stats().unwrap_err());
+        }
+    });
+    silent.set_nonblocking(true).unwrap();
+    let attempts = std::iter::repeat_with(|| silent.accept()).take_while(Result::is_ok).count();
+    assert!(attempts < THREADS, "{attempts} attempts");
+}
+
+/// Stands between a client and a server, and keeps the reply to a goodbye back until the client asks
+/// for something else.
+#[derive(Default)]
+struct Slow {
+    keeps: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Slow {
+    fn listen(path: &Path, server: PathBuf) {
+        let listener = UnixListener::bind(path).unwrap();
+        std::thread::spawn(move || {
+            let (client, server) = (listener.accept().unwrap().0, UnixStream::connect(server));
+            let (proxy, server) = (Self::default(), server.unwrap());
+            std::thread::scope(|scope| {
+                scope.spawn(|| proxy.forward_requests(&client, &server));
+                proxy.forward_replies(&server, &client);
+            });
+        });
+    }
+
+    fn forward_requests(&self, mut client: &UnixStream, mut server: &UnixStream) {
+        let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
+        while let Ok(len @ 1..) = client.read(&mut buffer) {
+            received.extend_from_slice(&buffer[..len]);
+            while let Some(frame) = Frame::split(&received, u32::MAX).unwrap() {
+                let goodbye = frame.kind == FrameKind::Request
+                    && maru_protocol::decode::<Request<'_>>(frame.body).unwrap().body
+                        == Body::Goodbye;
+                let len = frame.len_bytes();
+                *self.keeps.lock().unwrap() = goodbye;
+                self.changed.notify_all();
+                // The server hangs up after the goodbye.
+                let _ = server.write_all(&received[..len]);
+                received.drain(..len);
+            }
+        }
+        *self.keeps.lock().unwrap() = false;
+        self.changed.notify_all();
+    }
+
+    fn forward_replies(&self, mut server: &UnixStream, mut client: &UnixStream) {
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = server.read(&mut buffer) {
+            let keeps = self.changed.wait_while(self.keeps.lock().unwrap(), |keeps| *keeps);
+            drop(keeps.unwrap());
+            let _ = client.write_all(&buffer[..len]);
+        }
+        let _ = client.shutdown(Shutdown::Both);
+    }
+}
+
+/// A page counted as protected until the goodbye was answered, though it was not from when the server
+/// had it.
+#[test]
+fn nothing_is_protected_once_goodbye_is_said() {
+    let pool = pool();
+    let proxy = pool.folder.path().join("proxy");
+    Slow::listen(&proxy, pool.folder.path().join("socket"));
+    let endpoint = Endpoint::Unix(proxy);
+    let client = Client::connect(ClientConfig { endpoint, ..pool.config("a") }).unwrap();
+    let watcher = pool.client("watcher");
+    let names = names(0..1);
+    let keys = keys(&names);
+    store(&client, &keys, 1);
+    let page = client.acquire(&keys, Acquire::default()).unwrap().remove(0).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(client));
+        wait_until(|| watcher.stats().unwrap().sessions.len() == 1);
+        assert!(matches!(page.confirm(), Err(ClientError::Stale)));
+    });
 }

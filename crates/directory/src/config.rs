@@ -4,6 +4,9 @@ use std::ops::{Add, Sub};
 
 use crate::{PAGE_ALIGN, SESSIONS_MAX};
 
+/// The most regions of a pool: their list fits into one frame, and a look at all of them is short.
+const REGIONS_MAX: usize = 1 << 16;
+
 /// A moment: milliseconds since some start that the driver of the directory chose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Millis(pub u64);
@@ -111,6 +114,9 @@ pub enum ConfigError {
     /// No page fits.
     #[error("the pool's devices hold no region: give it more memory")]
     Empty,
+    /// More regions than can be told of in one answer.
+    #[error("{0} regions are too many, at most {REGIONS_MAX}: choose a larger region size")]
+    TooManyRegions(usize),
     /// More memory than page numbers can count.
     #[error(
         "a pool of {0} bytes is too large for one directory: at most 16 TiB; use several pools"
@@ -186,6 +192,9 @@ impl Geometry {
             }
             free_from = end;
         }
+        if regions.len() > REGIONS_MAX {
+            return Err(ConfigError::TooManyRegions(regions.len()));
+        }
         let capacity: u64 = regions.iter().map(|(_, bytes)| bytes).sum();
         match capacity {
             0 => Err(ConfigError::Empty),
@@ -194,5 +203,20 @@ impl Geometry {
             }
             _ => Ok(regions),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_regions_than_can_be_listed_are_refused() {
+        let regions = |bytes| {
+            let device = DeviceSpan { offset: 0, bytes, reserved: 0 };
+            Geometry { devices: vec![device], region_bytes: 2 << 20 }.regions()
+        };
+        assert_eq!(regions(128 << 30).unwrap().len(), 65_536);
+        assert_eq!(regions((128 << 30) + 4096), Err(ConfigError::TooManyRegions(65_537)));
     }
 }

@@ -4,6 +4,7 @@
 //! file, which a mapping keeps open too: it is free again when the [`Device`] *and* every mapping
 //! made from it are gone, or the process has ended, however it ended.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -119,6 +120,32 @@ impl Device {
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
+}
+
+/// Whether there is memory behind all of these devices together.
+///
+/// A sparse file promises more than it has, and several on one file system may promise the same
+/// memory: whoever touches what is not there is killed (SIGBUS). So this is to be asked before
+/// anything is mapped.
+pub fn check_backing(devices: &[Device]) -> Result<(), DeviceError> {
+    let mut promised: BTreeMap<u64, u64> = BTreeMap::new();
+    for device in devices.iter().filter(|device| device.kind != DeviceKind::DevDax) {
+        let place = Host::default().place(&device.path, &device.file)?;
+        let metadata = device.file.metadata().map_err(DeviceError::io("look at", &device.path))?;
+        let occupied = metadata.blocks() * 512;
+        let promised = promised.entry(metadata.dev()).or_default();
+        *promised += device.bytes().saturating_sub(occupied);
+        let free = place.available.saturating_sub(occupied);
+        if *promised > free {
+            return Err(DeviceError::TooLarge {
+                path: device.path.clone(),
+                asked: device.bytes(),
+                available: device.bytes().saturating_sub(*promised - free),
+                of: place.limited_by,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Looks at a device without taking or changing it.

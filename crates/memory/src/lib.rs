@@ -43,7 +43,7 @@ mod range;
 mod spec;
 
 pub use create::{IfExists, MIN_DEVICE_BYTES};
-pub use device::{Device, Identity, inspect};
+pub use device::{Device, Identity, check_backing, inspect};
 pub use error::{DeviceError, MappingError};
 pub use header::{DATA_START, FORMAT_VERSION, HeaderError};
 pub use host::DeviceKind;

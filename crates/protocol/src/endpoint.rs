@@ -1,7 +1,7 @@
 //! Where a server is reached.
 
-use std::convert::Infallible;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -27,15 +27,31 @@ impl Endpoint {
     }
 }
 
-impl FromStr for Endpoint {
-    type Err = Infallible;
+/// Why text is not an [`Endpoint`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a server's address: write unix:///PATH, a path, or tcp://HOST:PORT")]
+pub struct EndpointError(String);
 
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        let tcp = text.strip_prefix("tcp://").or_else(|| text.strip_prefix("maru://"));
-        Ok(match tcp {
-            Some(address) => Self::Tcp(address.trim_end_matches('/').to_owned()),
-            None => Self::Unix(text.strip_prefix("unix://").unwrap_or(text).into()),
-        })
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let bad = || EndpointError(text.to_owned());
+        let (scheme, rest) = text.split_once("://").unwrap_or(("unix", text));
+        match scheme {
+            "unix" if rest.is_empty() || rest.parse::<SocketAddr>().is_ok() => Err(bad()),
+            "unix" => Ok(Self::Unix(rest.into())),
+            "tcp" | "maru" => {
+                let address = rest.trim_end_matches('/');
+                let port = address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+                if matches!(port, Some(Ok(_))) {
+                    Ok(Self::Tcp(address.to_owned()))
+                } else {
+                    Err(bad())
+                }
+            }
+            _ => Err(bad()),
+        }
     }
 }
 
@@ -62,6 +78,13 @@ mod tests {
         ] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(endpoint.to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused() {
+        for text in ["", "unix://", "http://x:1", "127.0.0.1:7000", "tcp://node", "tcp://node:x"] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
     }
 }

@@ -14,7 +14,7 @@ mod message;
 mod refusal;
 mod report;
 
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, EndpointError};
 pub use frame::{
     FRAME_BYTES_MAX, Frame, FrameError, FrameKind, HEADER_LEN, Header, VERSION, decode, encode,
 };

@@ -82,6 +82,15 @@ pub enum StartError {
         /// What lies there.
         path: PathBuf,
     },
+    /// Others could put another socket in the place of ours.
+    #[error(
+        "{} belongs to another user, or others may write to it, so they could take the place of the \
+         server: choose another --socket, or correct its owner and mode", path.display()
+    )]
+    UnsafeFolder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The operating system said no.
     #[error("cannot {what}: {source}")]
     Io {

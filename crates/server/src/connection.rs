@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;
 
-use maru_protocol::{FRAME_BYTES_MAX, Frame, FrameError, FrameKind, HEADER_LEN, SessionId};
+use maru_protocol::{FRAME_BYTES_MAX, Frame, FrameError, FrameKind, SessionId};
 use serde::Serialize;
 
 use crate::listener::Stream;
@@ -26,14 +26,24 @@ pub(crate) enum Progress {
     Closed,
 }
 
+/// What the socket may have for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Input {
+    /// Nothing until the next event.
+    Nothing,
+    Bytes,
+    /// Bytes and the end of the stream. It may have come with the last bytes, in one event: no other
+    /// tells of it, so it is read up to.
+    TheEnd,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) stream: Stream,
     pub(crate) session: Option<SessionId>,
     pub(crate) opened: Instant,
-    /// The socket may have bytes for us.
-    pub(crate) readable: bool,
+    pub(crate) input: Input,
     /// It is queued to be served.
     pub(crate) queued: bool,
     /// It is closed as soon as what is unsent is sent.
@@ -51,7 +61,7 @@ impl Connection {
             stream,
             session: None,
             opened: Instant::now(),
-            readable: true,
+            input: Input::Bytes,
             queued: false,
             closing: false,
             buffer: vec![0; READ_BYTES],
@@ -83,11 +93,13 @@ impl Connection {
             Ok(len) => {
                 self.filled += len;
                 // A short read has drained the socket: more bytes make a new event.
-                self.readable = self.filled == self.buffer.len();
+                if self.input == Input::Bytes && self.filled < self.buffer.len() {
+                    self.input = Input::Nothing;
+                }
                 Ok(len > 0)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.readable = false;
+                self.input = Input::Nothing;
                 Ok(true)
             }
             Err(error) => Err(error),
@@ -110,9 +122,9 @@ impl Connection {
         !self.closing && self.unsent.len() < UNSENT_MAX
     }
 
-    /// Whether a whole frame may be waiting in the buffer.
-    pub(crate) fn has_buffered(&self) -> bool {
-        self.filled - self.consumed >= HEADER_LEN
+    /// Whether a frame, or what should be one, waits in the buffer.
+    pub(crate) fn has_frame(&self) -> bool {
+        !matches!(self.frame(), Ok(None))
     }
 
     /// Queues a message; [`Connection::flush`] sends it.

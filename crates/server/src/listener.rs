@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -82,6 +82,7 @@ impl Listener {
             let private = std::fs::set_permissions(folder, Permissions::from_mode(0o700));
             private.map_err(cannot("protect the folder of"))?;
         }
+        check_folder(path)?;
         let mut lock_path = path.as_os_str().to_owned();
         lock_path.push(".lock");
         let lock = OpenOptions::new()
@@ -151,5 +152,39 @@ impl Drop for Listener {
             // The lock file stays: removing it would let two servers lock two files of one name.
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+/// Refuses a folder in which somebody else could put another socket in the place of ours.
+fn check_folder(path: &Path) -> Result<(), StartError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let look = StartError::io(format!("look at {}", folder.display()));
+    let found = std::fs::metadata(folder).map_err(look)?;
+    let user = rustix::process::geteuid().as_raw();
+    let owned = found.uid() == user || found.uid() == 0;
+    // In a sticky folder, such as /tmp, only the owner of a file can replace it.
+    let (writable_by_others, sticky) = (found.mode() & 0o022 != 0, found.mode() & 0o1000 != 0);
+    if owned && (!writable_by_others || sticky) {
+        return Ok(());
+    }
+    Err(StartError::UnsafeFolder { path: folder.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_others_may_write_to_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = |mode| {
+            std::fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            Listener::unix(&folder.path().join("socket")).map(drop)
+        };
+        assert!(matches!(set(0o777), Err(StartError::UnsafeFolder { .. })));
+        assert!(matches!(set(0o770), Err(StartError::UnsafeFolder { .. })));
+        assert!(set(0o1777).is_ok());
+        assert!(set(0o755).is_ok());
     }
 }

@@ -1,10 +1,13 @@
 //! The pool's memory, as the server sees it: devices opened, laid back to back, mapped.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use maru_directory::{DeviceSpan, Geometry};
-use maru_memory::{Device, DeviceSpec, IfExists, PoolMapping, Populate, View};
+use maru_memory::{
+    Device, DeviceSpec, IfExists, PoolMapping, Populate, View, check_backing, inspect,
+};
 use maru_protocol::Topology;
 
 use crate::{PoolConfig, StartError};
@@ -35,15 +38,24 @@ impl Pool {
         region_bytes: Option<u64>,
         populate: bool,
     ) -> Result<Self, StartError> {
+        let mut made = Made::default();
         let (devices, temporary) = match config {
             PoolConfig::Devices(specs) => {
-                (specs.iter().map(open_device).collect::<Result<Vec<_>, _>>()?, None)
+                let open = |spec| open_device(spec, &mut made);
+                (specs.iter().map(open).collect::<Result<Vec<_>, _>>()?, None)
             }
-            // What a killed server left behind is of no use: its directory died with it.
             PoolConfig::Temporary(spec) => {
-                (vec![Device::create(spec, IfExists::Overwrite)?], Some(spec.path.clone()))
+                // A pool that a killed server left behind is of no use: its directory died with it.
+                // Anything else is somebody's.
+                let left_behind = inspect(&spec.path).is_ok();
+                let if_exists = if left_behind { IfExists::Overwrite } else { IfExists::Refuse };
+                let device = Device::create(spec, if_exists)?;
+                made.0.push(spec.path.clone());
+                (vec![device], Some(spec.path.clone()))
             }
         };
+        check_backing(&devices)?;
+        made.keep();
         if devices.is_empty() {
             return Err(StartError::NoDevice);
         }
@@ -111,13 +123,35 @@ impl Drop for Pool {
     }
 }
 
-fn open_device(spec: &DeviceSpec) -> Result<Device, StartError> {
-    let has_content = std::fs::metadata(&spec.path).is_ok_and(|found| {
-        // A character device has no length; whether it is a pool, its header tells.
-        found.len() > 0 || !found.is_file()
-    });
-    if !has_content {
-        return Ok(Device::create(spec, IfExists::Refuse)?);
+/// Files made for a server that may yet be refused; removed at drop.
+#[derive(Debug, Default)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn open_device(spec: &DeviceSpec, made: &mut Made) -> Result<Device, StartError> {
+    let found = std::fs::symlink_metadata(&spec.path);
+    let absent = found.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    // A character device has no length; whether it is a pool, its header tells.
+    let empty = found.is_ok_and(|found| found.is_file() && found.len() == 0);
+    if absent || empty {
+        let device = Device::create(spec, IfExists::Refuse)?;
+        if absent {
+            made.0.push(spec.path.clone());
+        }
+        return Ok(device);
     }
     let device = Device::open_owner(&spec.path)?;
     match spec.bytes {
@@ -156,6 +190,8 @@ fn lay_out(devices: &[Device], region_bytes: u64) -> Topology {
 
 #[cfg(test)]
 mod tests {
+    use maru_memory::DeviceError;
+
     use super::*;
 
     #[test]
@@ -191,6 +227,31 @@ mod tests {
             matches!(open(16).unwrap_err(), StartError::DeviceSize { found, .. } if found == 8 << 20)
         );
         assert_eq!(open(8).unwrap().topology.devices[0].uuid, first);
+    }
+
+    #[test]
+    fn what_is_no_pool_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool");
+        std::fs::write(&path, "precious").unwrap();
+        let spec = DeviceSpec { path: path.clone(), bytes: Some(8 << 20) };
+        assert!(Pool::open(&PoolConfig::Temporary(spec), None, false).is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    /// Each device alone would fit into the memory, both together do not: every instance would have
+    /// died of it.
+    #[test]
+    fn devices_that_promise_the_same_memory_are_refused() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let spec = |name: &str, bytes| DeviceSpec { path: folder.path().join(name), bytes };
+        let impossible = Device::create(&spec("all", Some(1 << 50)), IfExists::Refuse);
+        let Err(DeviceError::TooLarge { available, .. }) = impossible else { panic!() };
+        let most = available / 10 * 7 / 4096 * 4096;
+        let specs = vec![spec("a", Some(most)), spec("b", Some(most))];
+        let error = Pool::open(&PoolConfig::Devices(specs), None, false).unwrap_err();
+        assert!(matches!(error, StartError::Device(DeviceError::TooLarge { .. })), "{error}");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0, "nothing is left behind");
     }
 
     #[test]

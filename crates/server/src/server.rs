@@ -1,6 +1,6 @@
 //! The event loop.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use maru_directory::{Config, Directory, Millis};
 use maru_protocol::{
-    FRAME_BYTES_MAX, FrameError, FrameKind, Hello, Limits, Refusal, Request, Secret, SessionId,
-    VERSION, Welcome,
+    Body, FRAME_BYTES_MAX, FrameError, FrameKind, Hello, Limits, Refusal, Request, Secret,
+    SessionId, VERSION, Welcome,
 };
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use crate::connection::{Connection, Progress};
+use crate::connection::{Connection, Input, Progress};
 use crate::listener::{Listener, Stream};
 use crate::pool::Pool;
 use crate::watch::Watch;
@@ -27,13 +27,16 @@ use crate::{ServerConfig, StartError};
 /// after.
 const TICK: Duration = Duration::from_millis(50);
 
+/// Events taken at a time: all that there can be, so that nobody is heard too late for a tick.
+const EVENTS: usize = 4096;
+
 /// Requests of one connection that are answered before the others get their turn.
 const REQUESTS_PER_TURN: u32 = 32;
 
 /// How long a connection may stay without saying hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections without a session, beyond which new ones are turned away.
+/// Connections without a session, beyond which new ones wait outside.
 const STRANGERS_MAX: usize = 256;
 
 const WAKER: Token = Token(0);
@@ -55,6 +58,9 @@ pub struct Server {
     poll: Poll,
     stopper: Stopper,
     listeners: Vec<Listener>,
+    /// Listeners where somebody waits who could not be let in. No event tells when there is room
+    /// again, so each tick tries.
+    crowded: BTreeSet<usize>,
     connections: Slab<Connection>,
     /// Connections with work to do.
     queue: VecDeque<usize>,
@@ -116,6 +122,7 @@ impl Server {
             poll,
             stopper,
             listeners,
+            crowded: BTreeSet::new(),
             connections: Slab::new(),
             queue: VecDeque::new(),
             by_session: HashMap::new(),
@@ -153,16 +160,15 @@ impl Server {
 
     /// Serves until it is stopped.
     pub fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(256);
+        let mut events = Events::with_capacity(EVENTS);
         while !self.stopper.stop.load(Ordering::Relaxed) {
-            let wait = if self.queue.is_empty() {
-                self.next_tick.saturating_duration_since(Instant::now())
-            } else {
-                Duration::ZERO
-            };
+            // A tick is of a moment before the poll: after this process was stopped for longer than a
+            // lease, those who spoke meanwhile are heard first.
+            let (now, due_in) = (self.now(), self.next_tick.checked_duration_since(Instant::now()));
+            let wait = due_in.filter(|_| self.queue.is_empty()).unwrap_or_default();
             match self.poll.poll(&mut events, Some(wait)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
             }
             for event in &events {
                 self.dispatch(event);
@@ -173,8 +179,8 @@ impl Server {
                     self.serve(index);
                 }
             }
-            if Instant::now() >= self.next_tick {
-                self.tick();
+            if due_in.is_none() {
+                self.tick(now);
             }
         }
         Ok(())
@@ -194,7 +200,11 @@ impl Server {
         } else if (token - FIRST_CONNECTION).is_multiple_of(2) {
             let index = (token - FIRST_CONNECTION) / 2;
             if let Some(connection) = self.connections.get_mut(index) {
-                connection.readable |= event.is_readable() || event.is_read_closed();
+                connection.input = connection.input.max(match event {
+                    event if event.is_read_closed() => Input::TheEnd,
+                    event if event.is_readable() => Input::Bytes,
+                    _ => Input::Nothing,
+                });
                 self.enqueue(index);
             }
         } else {
@@ -212,22 +222,24 @@ impl Server {
     }
 
     fn accept(&mut self, listener: usize) {
-        loop {
-            let stream = match self.listeners[listener].accept() {
-                Ok(stream) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Out of descriptors, most likely. Those who wait stay in the backlog; the next
-                    // arrival or close brings us back here.
-                    tracing::warn!(%error, "cannot accept a connection");
+        while self.connections.len() < self.by_session.len() + STRANGERS_MAX {
+            match self.listeners[listener].accept() {
+                Ok(stream) => self.add_connection(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.crowded.remove(&listener);
                     return;
                 }
-            };
-            if self.connections.len() >= self.by_session.len() + STRANGERS_MAX {
-                tracing::warn!("turning a connection away: too many have not said hello");
-                continue;
+                Err(error) => {
+                    // Out of descriptors, most likely. Those who wait stay in the backlog.
+                    if self.crowded.insert(listener) {
+                        tracing::warn!(%error, "cannot accept a connection");
+                    }
+                    return;
+                }
             }
-            self.add_connection(stream);
+        }
+        if self.crowded.insert(listener) {
+            tracing::warn!("new connections have to wait: too many have not said hello");
         }
     }
 
@@ -265,7 +277,7 @@ impl Server {
     fn answer_some(&mut self, index: usize) -> io::Result<Progress> {
         let mut open = true;
         let connection = &mut self.connections[index];
-        if connection.readable && connection.accepts_work() {
+        if connection.input > Input::Nothing && connection.accepts_work() {
             open = connection.fill()?;
         }
         let mut answered = 0;
@@ -280,9 +292,9 @@ impl Server {
         if flushed == Progress::Closed || !open {
             return Ok(Progress::Closed);
         }
-        let turn_over = answered == REQUESTS_PER_TURN && connection.has_buffered();
-        let more = connection.accepts_work() && (turn_over || connection.readable);
-        Ok(if more { Progress::More } else { Progress::Waiting })
+        // A frame is left if its turn was over, or if there was no room for the answer before the flush.
+        let more = connection.has_frame() || connection.input > Input::Nothing;
+        Ok(if more && connection.accepts_work() { Progress::More } else { Progress::Waiting })
     }
 
     /// Answers the next frame of a connection; `false` if there is none.
@@ -295,7 +307,14 @@ impl Server {
                 let result = match (frame.kind, connection.session) {
                     (FrameKind::Request, Some(session)) => {
                         match maru_protocol::decode::<Request<'_>>(frame.body) {
-                            Ok(request) => Ok(self.directory.apply(now, session, &request)),
+                            Ok(request) => {
+                                let reply = self.directory.apply(now, session, &request);
+                                let over = matches!(
+                                    (&request.body, &reply.result),
+                                    (Body::Goodbye, Ok(_)) | (_, Err(Refusal::SessionEnded))
+                                );
+                                Ok((reply, over))
+                            }
                             Err(error) => Err(refusal(&error)),
                         }
                     }
@@ -319,7 +338,13 @@ impl Server {
         let connection = &mut self.connections[index];
         connection.consume(len);
         match result {
-            Ok(reply) => connection.send(FrameKind::Reply, &reply),
+            Ok((reply, over)) => {
+                connection.send(FrameKind::Reply, &reply);
+                // A connection lasts as long as its session, or nothing would limit their number.
+                if over {
+                    connection.close_after_sending();
+                }
+            }
             Err(refusal) => self.refuse(index, &refusal),
         }
         true
@@ -403,12 +428,18 @@ impl Server {
             if self.directory.writer_dead(self.now(), watch.session) {
                 tracing::info!(session = %watch.session, "an instance has died; cleaning up");
             }
+            // A child that it forked may hold the other end open.
+            if let Some(index) = self.by_session.get(&watch.session).copied() {
+                self.close(index);
+            }
             self.next_tick = Instant::now();
         }
     }
 
-    fn tick(&mut self) {
-        let now = self.now();
+    fn tick(&mut self, now: Millis) {
+        for listener in self.crowded.clone() {
+            self.accept(listener);
+        }
         let tick = self.directory.tick(now);
         self.next_tick = if tick.more { Instant::now() } else { Instant::now() + TICK };
         if let Some(violation) = tick.violation {

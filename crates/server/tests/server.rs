@@ -2,19 +2,23 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use maru_directory::Config;
 use maru_protocol::{
-    Answer, Body, Frame, FrameKind, Hello, Key, Refusal, Reply, Request, Resume, SessionId, Welcome,
+    Answer, Body, CommitItem, FRAME_BYTES_MAX, Frame, FrameKind, HEADER_LEN, Header, Hello, Key,
+    Refusal, Reply, Request, ReserveOutcome, Resume, SessionId, Welcome,
 };
-use maru_server::{Embedded, PoolConfig, ServerConfig, StartError};
+use maru_server::{Embedded, PoolConfig, Server, ServerConfig, StartError};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 struct Pool {
     folder: tempfile::TempDir,
-    _server: Embedded,
+    server: Embedded,
 }
 
 fn config(folder: &Path) -> ServerConfig {
@@ -33,7 +37,7 @@ fn config(folder: &Path) -> ServerConfig {
 fn pool() -> Pool {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let server = Embedded::start(&config(folder.path())).unwrap();
-    Pool { folder, _server: server }
+    Pool { folder, server }
 }
 
 /// A bare connection: what it sends is up to the test.
@@ -263,7 +267,143 @@ fn an_expired_session_is_told_so() {
     let directory = Config { lease_ms: 100, resume_ms: 100, ..Config::default() };
     let config = ServerConfig { directory, ..config(folder.path()) };
     let server = Embedded::start(&config).unwrap();
-    let pool = Pool { folder, _server: server };
+    let pool = Pool { folder, server };
     let (mut silent, _) = pool.session("silent");
     assert_eq!(silent.refused(), Refusal::SessionEnded);
+}
+
+/// The last bytes and the end of the stream may come in one event; the end went unseen, and the
+/// connection stayed until its lease ran out, or for ever if the process was dead.
+#[test]
+fn an_end_that_comes_with_the_last_bytes_is_seen() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = Config { lease_ms: 600_000, ..Config::default() };
+    let server = Embedded::start(&ServerConfig { directory, ..config(folder.path()) }).unwrap();
+    let pool = Pool { folder, server };
+    let (mut bystander, _) = pool.session("bystander");
+    for _ in 0..100 {
+        let (mut wire, _) = pool.session("half");
+        let half = wire.encode(Body::Stats);
+        wire.send(&half[..half.len() - 1]);
+    }
+    let start = Instant::now();
+    loop {
+        let Ok(Answer::Stats(stats)) = bystander.ask(Body::Stats) else { panic!("stats") };
+        if stats.sessions.iter().filter(|session| session.connected).count() == 1 {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_mins(1), "a connection that is gone is kept");
+        std::thread::yield_now();
+    }
+}
+
+/// Requests were left in the buffer if their answers had no room and then all went out at once.
+#[test]
+fn all_requests_are_answered_however_large_the_answers() {
+    const LISTS: u64 = 40;
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let listen = Some("127.0.0.1:0".parse().unwrap());
+    let server = Embedded::start(&ServerConfig { listen, ..config(folder.path()) }).unwrap();
+    let pool = Pool { folder, server };
+    let (mut writer, _) = pool.session("writer");
+    let names: Vec<String> = (0..1024).map(|n| format!("{n:01024}")).collect();
+    let keys = names.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect();
+    let body = Body::Reserve { keys, page_bytes: 4096, tag: 0, unless_being_written: false };
+    let Ok(Answer::Reserved(granted)) = writer.ask(body) else { panic!("reserve") };
+    let item = |outcome| match outcome {
+        ReserveOutcome::Granted(location) => CommitItem { handle: location.handle, length: 1 },
+        other => panic!("not granted: {other:?}"),
+    };
+    let items = granted.into_iter().map(item).collect();
+    assert!(writer.ask(Body::Commit { items, pins: 0 }).is_ok());
+    let hello = Hello { instance: "reader", host: "test", budget_bytes: 0, resume: None };
+    let mut frames = Vec::new();
+    maru_protocol::encode(FrameKind::Hello, &hello, &mut frames).unwrap();
+    for seq in 1..=LISTS {
+        let body = Body::List { prefix: b"", cursor: 0, limit: 4096 };
+        let request = Request { seq, acked: seq - 1, body };
+        maru_protocol::encode(FrameKind::Request, &request, &mut frames).unwrap();
+    }
+    // Whether the answers go out at once is up to the kernel, so this is tried a few times.
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(pool.server.tcp_address().unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+        stream.write_all(&frames).unwrap();
+        for _ in 0..=LISTS {
+            let mut header = [0; HEADER_LEN];
+            stream.read_exact(&mut header).unwrap();
+            let mut body = vec![0; Header::parse(header, FRAME_BYTES_MAX).unwrap().len];
+            stream.read_exact(&mut body).unwrap();
+        }
+    }
+}
+
+/// Many instances may start at once: those who came last were turned away.
+#[test]
+fn those_who_are_too_many_to_be_let_in_at_once_wait() {
+    let pool = pool();
+    let wires: Vec<Wire> = (0..280).map(|_| pool.wire()).collect();
+    for mut wire in wires {
+        wire.hello("one of many", None);
+    }
+}
+
+#[test]
+fn a_connection_ends_with_its_session() {
+    let pool = pool();
+    let (mut wire, _) = pool.session("a");
+    assert_eq!(wire.ask(Body::Goodbye), Ok(Answer::Done));
+    assert_eq!(wire.frame(), None);
+}
+
+/// Names the folder of a server that runs in a process of its own.
+const SERVE_IN: &str = "MARU_TEST_SERVE_IN";
+
+/// That process; killed at drop.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_was_stopped_hears_who_spoke_meanwhile() {
+    let lease = Duration::from_secs(3);
+    let directory = Config { lease_ms: 3000, ..Config::default() };
+    if let Some(folder) = std::env::var_os(SERVE_IN) {
+        let config = ServerConfig { directory, ..config(Path::new(&folder)) };
+        Server::start(&config).unwrap().run().unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let server = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_server_that_was_stopped_hears_who_spoke_meanwhile"])
+        .env(SERVE_IN, folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let server = Process(server);
+    let pid = Pid::from_child(&server.0);
+    let start = Instant::now();
+    let stream = loop {
+        match UnixStream::connect(folder.path().join("socket")) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(start.elapsed() < Duration::from_mins(1), "{error}"),
+        }
+        std::thread::yield_now();
+    };
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    let mut wire = Wire { stream, received: Vec::new(), seq: 0 };
+    wire.hello("a", None);
+    kill_process(pid, Signal::STOP).unwrap();
+    waitpid(Some(pid), WaitOptions::UNTRACED).unwrap();
+    let renew = wire.encode(Body::Renew);
+    wire.send(&renew);
+    // Nothing happens meanwhile but that the lease runs out.
+    std::thread::sleep(lease);
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(wire.reply().result, Ok(Answer::Done));
 }
