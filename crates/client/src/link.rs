@@ -249,6 +249,11 @@ impl Link {
 
     fn unreachable(&self, source: io::Error) -> ClientError {
         let endpoint = self.config.endpoint.clone();
+        let source = match source.kind() {
+            // What the socket says when its patience is over tells a person nothing.
+            ErrorKind::WouldBlock => io::Error::new(ErrorKind::TimedOut, "it does not answer"),
+            _ => source,
+        };
         ClientError::Unreachable { endpoint, source: Arc::new(source) }
     }
 

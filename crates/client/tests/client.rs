@@ -259,6 +259,18 @@ fn a_restarted_server_is_found_again_and_old_pages_are_stale() {
 }
 
 #[test]
+fn a_server_that_does_not_answer_is_said_not_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let _silent = UnixListener::bind(&path).unwrap();
+    let timeout = Duration::from_millis(100);
+    let endpoint = Endpoint::Unix(path);
+    let config = ClientConfig { endpoint, timeout, ..ClientConfig::default() };
+    let error = Client::connect(config).unwrap_err();
+    assert!(error.to_string().contains("it does not answer"), "{error}");
+}
+
+#[test]
 fn errors_say_what_to_do() {
     let pool = pool();
     let missing = Endpoint::Unix(pool.folder.path().join("nobody"));
