@@ -135,7 +135,8 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
     let refused = c.refused_resident + c.refused_being_written;
     output::print(&format!(
         "\nserving for {}, epoch {}; {} requests, {} replayed, {} refused\n\
-         keys: {} hits, {} misses ({hit_rate:.1} % of those looked up); {} stored, {} not stored again, {} evicted, {} deleted\n\
+         keys: {} hits, {} misses ({hit_rate:.1} % of those looked up); \
+         {} stored, {} not stored again, {} evicted, {} deleted\n\
          pins: {} on {} entries; {} taken back from sessions that ended\n\
          refused for lack of memory: {}, of budget: {}\n\
          rules: {} checks, {} violations\n\n",
