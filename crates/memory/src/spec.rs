@@ -18,9 +18,9 @@ const UNITS: [(&str, u64); 8] = [
 
 /// Where a device is and how large it shall be: `PATH[:SIZE]`.
 ///
-/// The text after the last `:` is the size if it reads as one ([`parse_bytes`]); otherwise the
-/// colon belongs to the path. So `/dev/shm/a:b` is a path without a size, `/dev/shm/a:b:1GiB` one
-/// with.
+/// The text after the last `:` is the size ([`parse_bytes`]) unless it begins with a letter or holds
+/// a `/`; then the colon belongs to the path. So `/dev/shm/a:b` is a path without a size,
+/// `/dev/shm/a:b:1GiB` one with, and `/dev/shm/a:1Gb` a mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {
     /// The file or the DAX character device.
@@ -29,23 +29,31 @@ pub struct DeviceSpec {
     pub bytes: Option<u64>,
 }
 
-/// A device was named by an empty path.
+/// Why text names no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("device {0:?} has no path: write PATH[:SIZE], such as /dev/shm/maru:512MiB or /dev/dax0.0")]
-pub struct DeviceSpecError(String);
+#[non_exhaustive]
+pub enum DeviceSpecError {
+    /// There is no path.
+    #[error(
+        "device {0:?} has no path: write PATH[:SIZE], such as /dev/shm/maru:512MiB or /dev/dax0.0"
+    )]
+    NoPath(String),
+    /// What stands where the size should is none.
+    #[error(transparent)]
+    Size(#[from] ParseBytesError),
+}
 
 impl FromStr for DeviceSpec {
     type Err = DeviceSpecError;
 
     fn from_str(text: &str) -> Result<Self, DeviceSpecError> {
-        let sized =
-            text.rsplit_once(':').and_then(|(path, size)| Some((path, parse_bytes(size).ok()?)));
-        let (path, bytes) = match sized {
-            Some((path, bytes)) => (path, Some(bytes)),
+        let is_name = |tail: &str| tail.starts_with(char::is_alphabetic) || tail.contains('/');
+        let (path, bytes) = match text.rsplit_once(':').filter(|(_, tail)| !is_name(tail)) {
+            Some((path, size)) => (path, Some(parse_bytes(size)?)),
             None => (text, None),
         };
         if path.is_empty() {
-            return Err(DeviceSpecError(text.to_owned()));
+            return Err(DeviceSpecError::NoPath(text.to_owned()));
         }
         Ok(Self { path: PathBuf::from(path), bytes })
     }
@@ -161,10 +169,14 @@ mod tests {
         check("/dev/dax0.0", "/dev/dax0.0", None);
         check("/a:b", "/a:b", None);
         check("/a:b:1GiB", "/a:b", Some(1 << 30));
-        check("/a:", "/a:", None);
+        check("/a:1/b", "/a:1/b", None);
         for text in ["", ":1GiB"] {
             let error = text.parse::<DeviceSpec>().unwrap_err();
             assert!(error.to_string().contains("PATH[:SIZE]"));
+        }
+        for mistyped in ["/a:", "/a:8Q", "/a:-1", "/a:1.5GiB"] {
+            let error = mistyped.parse::<DeviceSpec>().unwrap_err();
+            assert!(matches!(error, DeviceSpecError::Size(_)), "{mistyped}");
         }
     }
 
