@@ -112,8 +112,10 @@ impl Dispatch<'_> {
         let outcomes = BufReader::new(outcomes);
         // It says once that it is ready, as if that were the outcome of a request.
         let mut process = Process { child, requests: Some(requests), outcomes, busy: true };
-        process.outcome().context("an instance did not start; its message is above")?;
-        Ok(process)
+        let ready = process.outcome().context("an instance did not start; its message is above");
+        // A signal to the whole group may hit it before it has a group of its own.
+        self.check_interrupted()?;
+        ready.map(|_| process)
     }
 
     /// Gives every request to the next instance, in order: it waits for that instance, so none runs
