@@ -19,6 +19,8 @@ const RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Returns {
     queue: Mutex<Vec<Return>>,
+    /// Held while things are given back: whoever flushes waits for what another thread is at.
+    flushing: Mutex<()>,
     /// Wakes the heartbeat.
     wake: OwnedFd,
 }
@@ -35,7 +37,7 @@ pub(crate) struct Return {
 impl Returns {
     pub(crate) fn new() -> std::io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { queue: Mutex::new(Vec::new()), wake })
+        Ok(Self { queue: Mutex::new(Vec::new()), flushing: Mutex::new(()), wake })
     }
 
     /// Queues something; the heartbeat sends it.
@@ -59,6 +61,7 @@ impl Returns {
 
     /// Sends what is queued.
     pub(crate) fn flush(&self, link: &Link) -> Result<(), ClientError> {
+        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut queue = std::mem::take(&mut *self.lock());
         for (session, answer) in link.take_orphans() {
             queue.extend(returns_of(&session, &answer));
@@ -156,4 +159,31 @@ fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
         }
     }
     Ok(Duration::from_millis(session.limits.lease_ms / 3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ClientConfig;
+
+    /// A flush came back at once when another thread had taken the queue and not sent it yet.
+    #[test]
+    fn a_flush_waits_for_the_one_before_it() {
+        let (returns, link) = (Returns::new().unwrap(), Link::new(ClientConfig::default()));
+        let (told, done) = std::sync::mpsc::channel();
+        let first = returns.flushing.lock().unwrap();
+        std::thread::scope(|scope| {
+            let (returns, link, second) = (&returns, &link, told.clone());
+            scope.spawn(move || {
+                second.send("begins").unwrap();
+                returns.flush(link).unwrap();
+                second.send("second").unwrap();
+            });
+            assert_eq!(done.recv(), Ok("begins"));
+            (0..1000).for_each(|_| std::thread::yield_now());
+            told.send("first").unwrap();
+            drop(first);
+        });
+        assert_eq!((done.recv(), done.recv()), (Ok("first"), Ok("second")));
+    }
 }

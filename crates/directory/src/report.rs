@@ -18,10 +18,21 @@ const LOOKS_PER_ROW: usize = 16;
 
 impl Directory {
     pub(crate) fn stats(&self, now: Millis) -> Stats {
-        let pages = &self.pages;
-        let mut stats = Stats {
+        Stats {
             epoch: self.config.epoch,
             uptime_ms: now - self.started(),
+            pins: self.pins,
+            entries_pinned: self.entries_pinned,
+            sessions: self.session_infos(now),
+            counters: self.counters,
+            ..self.page_stats()
+        }
+    }
+
+    /// The numbers of pages and bytes alone: what a tick checks needs no list of sessions.
+    pub(crate) fn page_stats(&self) -> Stats {
+        let pages = &self.pages;
+        let mut stats = Stats {
             capacity_bytes: pages.capacity_bytes,
             reserved_bytes: pages.tally_bytes.reserved,
             resident_bytes: pages.tally_bytes.resident,
@@ -29,9 +40,6 @@ impl Directory {
             pages_reserved: pages.tally.reserved,
             pages_resident: pages.tally.resident,
             pages_quarantined: pages.tally.quarantined,
-            pins: self.pins,
-            entries_pinned: self.entries_pinned,
-            counters: self.counters,
             ..Stats::default()
         };
         for region in &pages.regions {
@@ -43,7 +51,6 @@ impl Directory {
                 stats.tail_bytes += region.bytes - region.capacity() * region.page_bytes;
             }
         }
-        stats.sessions = self.session_infos(now);
         stats
     }
 

@@ -189,7 +189,7 @@ fn states_sum_to_the_capacity(directory: &Directory) -> Checked {
         tally.resident += region.tally.resident;
         tally.quarantined += region.tally.quarantined;
     }
-    let lost = directory.stats(Millis::default()).lost_bytes();
+    let lost = directory.page_stats().lost_bytes();
     let agreed = tally == directory.pages.tally && lost == 0;
     holds(Rule::OneStateAPage, agreed, || {
         format!("regions hold {tally:?}, the pool {:?}; {lost} bytes lost", directory.pages.tally)
