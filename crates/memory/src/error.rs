@@ -1,4 +1,4 @@
-//! What can go wrong with devices and mappings.
+//! What can go wrong with devices, mappings and arenas.
 
 use std::io;
 use std::path::PathBuf;
@@ -273,5 +273,73 @@ pub enum MappingError {
         page: u64,
         /// Length of the buffer in bytes.
         buffer: u64,
+    },
+}
+
+/// Why an arena could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArenaError {
+    /// Blocks cannot be aligned so.
+    #[error(
+        "blocks of private memory cannot be aligned to {align_bytes} bytes: take a power of two up \
+         to 2MiB, such as 4096"
+    )]
+    Alignment {
+        /// The alignment in bytes that was asked for.
+        align_bytes: u64,
+    },
+    /// Not one block fits.
+    #[error(
+        "{bytes} bytes of private memory are too few: the least is one block, {}",
+        format_bytes(*.align_bytes)
+    )]
+    TooSmall {
+        /// Size in bytes that was asked for.
+        bytes: u64,
+        /// Alignment of blocks in bytes.
+        align_bytes: u64,
+    },
+    /// No addresses for the arena.
+    #[error(
+        "cannot reserve {} of addresses for private memory: {source}; a limit on address space \
+         (`ulimit -v`) must be lifted, or the size be smaller", format_bytes(*.bytes)
+    )]
+    Reserve {
+        /// Size in bytes of the range.
+        bytes: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The initial memory is not to be had.
+    #[error(
+        "cannot bring in {} of private memory: {source}; make room (on the host, or in the \
+         container's limit), or start with less", format_bytes(*.bytes)
+    )]
+    Memory {
+        /// What was to be brought in, in bytes.
+        bytes: u64,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The host has set too few huge pages aside.
+    #[error(
+        "private memory needs {needed} huge pages of 2MiB, and {free} are free: set more aside \
+         with `sysctl vm.nr_hugepages={total}`, ask for less, or do without huge pages; if enough \
+         are free, a limit (`ulimit -v`, or the container's on hugetlb) must be lifted"
+    )]
+    TooFewHugePages {
+        /// Huge pages that the arena needs.
+        needed: u64,
+        /// Huge pages that are free and promised to nobody.
+        free: u64,
+        /// How many the host would have to have in all.
+        total: u64,
+    },
+    /// The kernel does not give huge pages.
+    #[error("cannot take huge pages of 2MiB: {source}; do without them")]
+    HugePages {
+        /// What the operating system said.
+        source: io::Error,
     },
 }

@@ -101,7 +101,8 @@ impl Host {
         Ok(match kind {
             HUGETLBFS => {
                 // Its statvfs counts nothing unless it was mounted with a size.
-                let available = self.free_huge_pages(room.f_bsize)?.saturating_mul(room.f_bsize);
+                let available = self.huge_pages(room.f_bsize, "free_hugepages")?;
+                let available = available.saturating_mul(room.f_bsize);
                 let limited_by =
                     "free huge pages (/proc/sys/vm/nr_hugepages sets how many there are)";
                 Place { alignment: room.f_bsize, available, limited_by, ..disk }
@@ -140,9 +141,10 @@ impl Host {
         })
     }
 
-    fn free_huge_pages(&self, page_bytes: u64) -> Result<u64, DeviceError> {
-        let sizes = format!("kernel/mm/hugepages/hugepages-{}kB/free_hugepages", page_bytes / 1024);
-        read_number(&self.sys.join(sizes))
+    /// One of the kernel's counts of huge pages of a size, such as `free_hugepages`.
+    pub(crate) fn huge_pages(&self, page_bytes: u64, count: &str) -> Result<u64, DeviceError> {
+        let path = format!("kernel/mm/hugepages/hugepages-{}kB/{count}", page_bytes / 1024);
+        read_number(&self.sys.join(path))
     }
 
     /// `MemAvailable`: what can be had without swapping, page cache counted in.
@@ -245,6 +247,6 @@ mod tests {
         fs::write(&host.meminfo, "MemFree: 1 kB\n").unwrap();
         let error = host.new_file_place(Path::new("/dev/shm/x"), &shm).unwrap_err();
         assert!(error.to_string().contains("MemAvailable: missing"), "{error}");
-        assert_eq!(host.free_huge_pages(2 << 20).unwrap(), 2);
+        assert_eq!(host.huge_pages(2 << 20, "free_hugepages").unwrap(), 2);
     }
 }

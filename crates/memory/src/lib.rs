@@ -1,4 +1,5 @@
-//! The shared memory of Maru: devices, identity headers, mappings, page views.
+//! The memory of Maru: shared devices, their identity headers and mappings, page views; private
+//! arenas.
 //!
 //! A [`Device`] is one piece of memory that every instance on the host can map: a DAX character
 //! device, or a file. Its first 2 MiB belong to its identity header, so that nobody ever maps the
@@ -6,10 +7,13 @@
 //! address range, twice: read-only and writable. Pages come out of it as [`PageView`] and
 //! [`PageMut`]. [`Populate`] brings the memory in behind a server that already answers.
 //!
+//! An [`Arena`] is memory of this process alone, for a cache that is not shared: [`BlockMut`]s and
+//! [`Block`]s come out of it.
+//!
 //! The crate knows nothing of keys, pins or sessions: who may read or write which page is for the
 //! directory to say. It is the only crate of the workspace with `unsafe` code, which is confined to
-//! `range` (system calls on address ranges), `mapping` (slices over pages) and `populate`'s
-//! fallback.
+//! `range` (system calls on address ranges), `mapping` (slices over pages), `populate`'s fallback
+//! and `arena` (slices over blocks).
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -31,10 +35,12 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("maru-memory needs 64-bit Linux: it maps whole pools and reads sysfs");
 
+mod arena;
 mod create;
 mod device;
 mod error;
 mod extents;
+mod free_list;
 mod header;
 mod host;
 mod mapping;
@@ -42,9 +48,10 @@ mod populate;
 mod range;
 mod spec;
 
+pub use arena::{Arena, ArenaConfig, Block, BlockMut};
 pub use create::{IfExists, MIN_DEVICE_BYTES};
 pub use device::{Device, Identity, check_backing, inspect};
-pub use error::{DeviceError, MappingError};
+pub use error::{ArenaError, DeviceError, MappingError};
 pub use header::{DATA_START, FORMAT_VERSION, HeaderError};
 pub use host::DeviceKind;
 pub use mapping::{PageMut, PageView, PoolMapping};

@@ -158,17 +158,50 @@ impl Work {
                 Ok(()) => {
                     self.done.fetch_add(len, Ordering::Relaxed);
                 }
-                Err(error) => {
+                Err(errno) => {
                     self.stop.store(true, Ordering::Relaxed);
                     let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
-                    first.get_or_insert(error);
+                    first.get_or_insert(match errno {
+                        Errno::NOMEM => PopulateError::OutOfMemory { offset },
+                        Errno::HWPOISON => PopulateError::Poisoned { offset },
+                        errno => PopulateError::Io { offset, source: errno.into() },
+                    });
                 }
             }
         }
     }
 }
 
-fn populate(range: &AddressRange, offset: u64, len: u64, view: View) -> Result<(), PopulateError> {
+/// Brings in the first `len` bytes of private memory on all cores, and waits for it.
+pub(crate) fn bring_in(range: &AddressRange, len: u64) -> Result<(), Errno> {
+    let next = AtomicU64::new(0);
+    let work = || loop {
+        let offset = next.fetch_add(CHUNK_BYTES, Ordering::Relaxed);
+        if offset >= len {
+            return Ok(());
+        }
+        if let Err(errno) = populate(range, offset, CHUNK_BYTES.min(len - offset), View::Write) {
+            // The others need not go on.
+            next.store(len, Ordering::Relaxed);
+            return Err(errno);
+        }
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let threads = cores.min(len.div_ceil(CHUNK_BYTES));
+    thread::scope(|scope| {
+        let spawn = |_| {
+            let builder = thread::Builder::new().name("maru-populate".to_owned());
+            // Without it, those that there are take longer.
+            builder.spawn_scoped(scope, work).ok()
+        };
+        let helpers: Vec<_> = (1..threads).filter_map(spawn).collect();
+        helpers.into_iter().fold(work(), |result, helper| {
+            result.and(helper.join().expect("populate threads only make system calls"))
+        })
+    })
+}
+
+fn populate(range: &AddressRange, offset: u64, len: u64, view: View) -> Result<(), Errno> {
     loop {
         return match range.populate(offset, len, view) {
             Ok(()) => Ok(()),
@@ -179,9 +212,8 @@ fn populate(range: &AddressRange, offset: u64, len: u64, view: View) -> Result<(
             }
             // A full tmpfs and a lack of huge pages are told as EFAULT, where a load would be
             // SIGBUS.
-            Err(Errno::NOMEM | Errno::FAULT) => Err(PopulateError::OutOfMemory { offset }),
-            Err(Errno::HWPOISON) => Err(PopulateError::Poisoned { offset }),
-            Err(errno) => Err(PopulateError::Io { offset, source: errno.into() }),
+            Err(Errno::FAULT) => Err(Errno::NOMEM),
+            Err(errno) => Err(errno),
         };
     }
 }

@@ -6,7 +6,9 @@ use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
 
 use rustix::io::{self, Errno};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
 use rustix::process::{Pid, getpid};
 
 /// How a range may be used by this process.
@@ -18,7 +20,8 @@ pub enum View {
     Write,
 }
 
-/// Addresses that nobody else in the process gets, with no memory behind them until [`Self::map`].
+/// Addresses that nobody else in the process gets, with no memory behind them until [`Self::map`] or
+/// [`Self::back`].
 #[derive(Debug)]
 pub(crate) struct AddressRange {
     base: NonNull<u8>,
@@ -56,6 +59,28 @@ impl AddressRange {
         // SAFETY: `before` is less than what was mapped.
         let base = unsafe { NonNull::new_unchecked(start.add(before)) };
         Ok(Self { base, len, owner: getpid() })
+    }
+
+    /// `len` bytes of private memory, a multiple of 2 MiB, from the huge pages that the host has set
+    /// aside.
+    pub(crate) fn huge_pages(len: u64) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
+        let len = to_usize(len);
+        // SAFETY: as in `reserve`.
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), len, protection, flags)? };
+        let base = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
+        Ok(Self { base, len, owner: getpid() })
+    }
+
+    /// Lets a part have private memory, zero at first, which comes in as it is touched. Only for
+    /// ranges that nothing is mapped into.
+    pub(crate) fn back(&self, offset: u64, len: u64) -> io::Result<()> {
+        let at = self.part(offset, len);
+        let protection = MprotectFlags::READ | MprotectFlags::WRITE;
+        // Not `mmap`: one that fails may leave a hole, which others could get.
+        // SAFETY: the part is ours, and what could be done with it before still can.
+        unsafe { mprotect(at.cast(), to_usize(len), protection) }
     }
 
     /// Maps the first `len` bytes of `file` at `offset` of this range, in place of what is there.

@@ -1,4 +1,4 @@
-//! Devices, mappings and populate as their users see them.
+//! Devices, mappings, populate and arenas as their users see them.
 #![allow(unsafe_code, reason = "one test stores through a read-only pointer, to see it fault")]
 #![allow(clippy::unwrap_used, reason = "clippy takes the helpers for no tests")]
 
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use maru_memory::{Device, DeviceSpec, IfExists, PoolMapping};
 use tempfile::TempDir;
 
+mod arena;
 mod device;
 mod mapping;
 mod populate;
