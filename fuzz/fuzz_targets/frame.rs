@@ -4,8 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use maru_protocol::{
-    FRAME_BYTES_MAX, Frame, FrameKind, HEADER_LEN, Hello, Refusal, Reply, Request, Welcome, decode,
-    encode,
+    Event, FRAME_BYTES_MAX, Frame, FrameKind, HEADER_LEN, Hello, Refusal, Reply, Request, Watch,
+    Welcome, decode, encode,
 };
 
 /// Reads `$body` as `$message`, writes it and reads it again.
@@ -41,15 +41,19 @@ fuzz_target!(|bytes: &[u8]| {
         FrameKind::Request => round_trip!(Request<'_>, kind, body),
         FrameKind::Reply => round_trip!(Reply, kind, body),
         FrameKind::Refused => round_trip!(Refusal, kind, body),
+        FrameKind::Watch => round_trip!(Watch<'_>, kind, body),
+        FrameKind::Event => round_trip!(Event<'_>, kind, body),
     }
 });
 
 fn kind(byte: u8) -> FrameKind {
-    match byte % 5 {
+    match byte % 7 {
         0 => FrameKind::Hello,
         1 => FrameKind::Welcome,
         2 => FrameKind::Request,
         3 => FrameKind::Reply,
-        _ => FrameKind::Refused,
+        4 => FrameKind::Refused,
+        5 => FrameKind::Watch,
+        _ => FrameKind::Event,
     }
 }

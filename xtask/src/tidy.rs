@@ -19,6 +19,7 @@ const PAGES: [(&str, &[&str]); 1] = [(
     &[
         "crates/protocol/src/frame.rs",
         "crates/protocol/src/message.rs",
+        "crates/protocol/src/event.rs",
         "crates/protocol/src/refusal.rs",
         "crates/protocol/src/location.rs",
         "crates/protocol/src/key.rs",

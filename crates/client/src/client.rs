@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use maru_memory::PoolMapping;
 use maru_protocol::{
-    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, EntryPage, HolderPage, Key, Location,
-    Presence, RegionInfo, ReleaseOutcome, ReserveOutcome, Stats,
+    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, EntryPage, Handle, HolderPage, Key,
+    Location, Presence, RegionInfo, ReleaseOutcome, ReserveOutcome, Stats, Topology,
 };
 
 use rustix::process::{Pid, getpid};
@@ -12,13 +13,13 @@ use rustix::process::{Pid, getpid};
 use crate::heartbeat::{self, Returns};
 use crate::link::{Failed, Link};
 use crate::page::{Home, Ticket};
-use crate::session::Session;
+use crate::session::{Memory, Session};
 use crate::{ClientConfig, ClientError, PinnedPage, ReservedPage};
 
 /// One session with a server. Cheap to clone; clones share the session.
 #[derive(Debug, Clone)]
 pub struct Client {
-    link: Arc<Link>,
+    pub(crate) link: Arc<Link>,
     returns: Arc<Returns>,
     /// Says goodbye when the last clone is gone.
     _farewell: Arc<Farewell>,
@@ -68,6 +69,24 @@ pub enum Committed {
     NotReserved,
 }
 
+/// A chunk that was committed and pinned in one step.
+#[derive(Debug)]
+pub struct Promoted {
+    /// The resident chunk.
+    pub page: PinnedPage,
+    /// Somebody was first: it is their chunk, and ours was discarded.
+    pub superseded: bool,
+}
+
+/// The pool's memory in this process.
+#[derive(Debug, Clone)]
+pub struct PoolMemory {
+    /// Both views of it.
+    pub mapping: Arc<PoolMapping>,
+    /// Which devices lie where in it.
+    pub topology: Topology,
+}
+
 impl Client {
     /// Connects, opens a session, and maps the pool.
     pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
@@ -101,9 +120,9 @@ impl Client {
         };
         let (session, answer) = self.ask_in_any_session(body)?;
         let Answer::Reserved(outcomes) = answer else {
-            return Err(self.unexpected(&answer));
+            return Err(self.unexpected(&session, &answer));
         };
-        self.check_len(outcomes.len(), keys.len())?;
+        self.check_len(&session, outcomes.len(), keys.len())?;
         // A page that cannot be taken must not keep the others from being given back.
         let pages: Vec<Result<Reserved, ClientError>> = outcomes
             .into_iter()
@@ -125,25 +144,15 @@ impl Client {
 
     /// Makes written pages visible to all instances, in one step each.
     ///
-    /// [`ClientError::SessionLost`] means that the outcome is not known: each chunk is either
-    /// stored, whole, or not; the pages are not ours any more.
+    /// [`ClientError::SessionLost`] and [`ClientError::Timeout`] mean that the outcome is not known:
+    /// each chunk is either stored, whole, or not; the pages are not ours any more.
     pub fn commit(
         &self,
         pages: impl IntoIterator<Item = ReservedPage>,
     ) -> Result<Vec<Committed>, ClientError> {
-        let (items, tickets): (Vec<CommitItem>, Vec<Ticket>) =
-            pages.into_iter().map(ReservedPage::finish).unzip();
-        let Some(session) = common_session(&tickets)? else {
-            return Ok(Vec::new());
-        };
-        let count = items.len();
-        let result = self.link.call(Body::Commit { items, pins: 0 }, Some(&session));
-        let (_, answer) = settle(tickets, result)?;
-        let Answer::Committed(outcomes) = answer else {
-            return Err(self.unexpected(&answer));
-        };
-        self.check_len(outcomes.len(), count)?;
-        Ok(outcomes
+        Ok(self
+            .commit_and_pin(pages, 0)?
+            .outcomes
             .into_iter()
             .map(|outcome| match outcome {
                 CommitOutcome::Committed(location) => Committed::Stored(location),
@@ -154,8 +163,55 @@ impl Client {
             .collect())
     }
 
+    /// [`Client::commit`] and [`Client::acquire`] in one step: pins the chunks that are resident
+    /// afterwards, ours or those of who was first. `None` where the chunk was not stored because the
+    /// session that reserved the page has ended.
+    pub fn commit_and_acquire(
+        &self,
+        pages: impl IntoIterator<Item = ReservedPage>,
+    ) -> Result<Vec<Option<Promoted>>, ClientError> {
+        let CommitAnswer { session: Some(session), outcomes } = self.commit_and_pin(pages, 1)?
+        else {
+            return Ok(Vec::new());
+        };
+        let promoted: Vec<Result<Option<Promoted>, ClientError>> = outcomes
+            .into_iter()
+            .map(|outcome| {
+                let (location, superseded) = match outcome {
+                    CommitOutcome::Committed(location) => (location, false),
+                    CommitOutcome::Superseded(location) => (location, true),
+                    CommitOutcome::NotReserved | CommitOutcome::BadLength => return Ok(None),
+                };
+                let page = PinnedPage::new(location, self.home(&session))?;
+                Ok(Some(Promoted { page, superseded }))
+            })
+            .collect();
+        promoted.into_iter().collect()
+    }
+
+    fn commit_and_pin(
+        &self,
+        pages: impl IntoIterator<Item = ReservedPage>,
+        pins: u32,
+    ) -> Result<CommitAnswer, ClientError> {
+        let (items, tickets): (Vec<CommitItem>, Vec<Ticket>) =
+            pages.into_iter().map(ReservedPage::finish).unzip();
+        let Some(session) = common_session(&tickets)? else {
+            return Ok(CommitAnswer { session: None, outcomes: Vec::new() });
+        };
+        let count = items.len();
+        let result = self.link.call(Body::Commit { items, pins }, Some(&session));
+        let (_, answer) = settle(tickets, result)?;
+        let Answer::Committed(outcomes) = answer else {
+            return Err(self.unexpected(&session, &answer));
+        };
+        self.check_len(&session, outcomes.len(), count)?;
+        Ok(CommitAnswer { session: Some(session), outcomes })
+    }
+
     /// Looks chunks up and pins those that are there, in one round trip. The result has an element
-    /// a key, or with [`Acquire::stop_at_miss`] one for each key before the first miss.
+    /// a key, or with [`Acquire::stop_at_miss`] one for each key before the first miss. A chunk that
+    /// lies where this process has no memory mapped is a miss, too; its pin is given back.
     pub fn acquire(
         &self,
         keys: &[Key<'_>],
@@ -165,18 +221,24 @@ impl Client {
             || Body::Acquire { keys: keys.to_vec(), pins: 1, stop_at_miss: how.stop_at_miss };
         let (session, answer) = self.ask_in_any_session(body)?;
         let Answer::Acquired(found) = answer else {
-            return Err(self.unexpected(&answer));
+            return Err(self.unexpected(&session, &answer));
         };
         if !how.stop_at_miss || found.len() > keys.len() {
-            self.check_len(found.len(), keys.len())?;
+            self.check_len(&session, found.len(), keys.len())?;
         }
-        let pages: Vec<Result<Option<PinnedPage>, ClientError>> = found
-            .into_iter()
-            .map(|found| {
-                found.map(|location| PinnedPage::new(location, self.home(&session))).transpose()
-            })
-            .collect();
-        pages.into_iter().collect()
+        let page = |location| {
+            PinnedPage::new(location, self.home(&session))
+                .inspect_err(|error| tracing::warn!(%error, "a chunk cannot be read from here"))
+                .ok()
+        };
+        // All of them, before any is left out: what is not handed out gives itself back.
+        let mut pages: Vec<Option<PinnedPage>> =
+            found.into_iter().map(|found| found.and_then(page)).collect();
+        if how.stop_at_miss {
+            let hits = pages.iter().take_while(|page| page.is_some()).count();
+            pages.truncate(hits);
+        }
+        Ok(pages)
     }
 
     /// Releases pages in one round trip. [`ClientError::Stale`] if any of them was not protected
@@ -190,12 +252,14 @@ impl Client {
         let Some(session) = common_session(&tickets).map_err(stale)? else {
             return Ok(());
         };
-        let handles = tickets.iter().map(|ticket| ticket.handle).collect();
+        let handles: Vec<Handle> = tickets.iter().map(|ticket| ticket.handle).collect();
+        let count = handles.len();
         let result = self.link.call(Body::Release { handles, pins: 1 }, Some(&session));
         let (_, answer) = settle(tickets, result).map_err(stale)?;
         let Answer::Released(outcomes) = answer else {
-            return Err(self.unexpected(&answer));
+            return Err(self.unexpected(&session, &answer));
         };
+        self.check_len(&session, outcomes.len(), count)?;
         let all = outcomes.iter().all(|outcome| *outcome == ReleaseOutcome::Released);
         if all { Ok(()) } else { Err(ClientError::Stale) }
     }
@@ -203,24 +267,33 @@ impl Client {
     /// Which chunks are there; changes nothing, not even how recently they were used.
     pub fn contains(&self, keys: &[Key<'_>]) -> Result<Vec<Presence>, ClientError> {
         match self.ask_in_any_session(|| Body::Contains { keys: keys.to_vec() })? {
-            (_, Answer::Contained(presence)) => Ok(presence),
-            (_, answer) => Err(self.unexpected(&answer)),
+            (session, Answer::Contained(presence)) => {
+                self.check_len(&session, presence.len(), keys.len())?;
+                Ok(presence)
+            }
+            (session, answer) => Err(self.unexpected(&session, &answer)),
         }
     }
 
     /// Counts chunks as used, without reading them.
     pub fn touch(&self, keys: &[Key<'_>]) -> Result<Vec<Presence>, ClientError> {
         match self.ask_in_any_session(|| Body::Touch { keys: keys.to_vec() })? {
-            (_, Answer::Contained(presence)) => Ok(presence),
-            (_, answer) => Err(self.unexpected(&answer)),
+            (session, Answer::Contained(presence)) => {
+                self.check_len(&session, presence.len(), keys.len())?;
+                Ok(presence)
+            }
+            (session, answer) => Err(self.unexpected(&session, &answer)),
         }
     }
 
     /// Forgets chunks that nobody pins.
     pub fn delete(&self, keys: &[Key<'_>]) -> Result<Vec<DeleteOutcome>, ClientError> {
         match self.ask_in_any_session(|| Body::Delete { keys: keys.to_vec() })? {
-            (_, Answer::Deleted(outcomes)) => Ok(outcomes),
-            (_, answer) => Err(self.unexpected(&answer)),
+            (session, Answer::Deleted(outcomes)) => {
+                self.check_len(&session, outcomes.len(), keys.len())?;
+                Ok(outcomes)
+            }
+            (session, answer) => Err(self.unexpected(&session, &answer)),
         }
     }
 
@@ -228,7 +301,7 @@ impl Client {
     pub fn stats(&self) -> Result<Stats, ClientError> {
         match self.ask_in_any_session(|| Body::Stats)? {
             (_, Answer::Stats(stats)) => Ok(*stats),
-            (_, answer) => Err(self.unexpected(&answer)),
+            (session, answer) => Err(self.unexpected(&session, &answer)),
         }
     }
 
@@ -236,7 +309,7 @@ impl Client {
     pub fn list(&self, prefix: &[u8], cursor: u64, limit: u32) -> Result<EntryPage, ClientError> {
         match self.ask_in_any_session(|| Body::List { prefix, cursor, limit })? {
             (_, Answer::Entries(page)) => Ok(page),
-            (_, answer) => Err(self.unexpected(&answer)),
+            (session, answer) => Err(self.unexpected(&session, &answer)),
         }
     }
 
@@ -244,7 +317,7 @@ impl Client {
     pub fn holders(&self, cursor: u64, limit: u32) -> Result<HolderPage, ClientError> {
         match self.ask_in_any_session(|| Body::Holders { cursor, limit })? {
             (_, Answer::Holders(page)) => Ok(page),
-            (_, answer) => Err(self.unexpected(&answer)),
+            (session, answer) => Err(self.unexpected(&session, &answer)),
         }
     }
 
@@ -252,8 +325,27 @@ impl Client {
     pub fn regions(&self) -> Result<Vec<RegionInfo>, ClientError> {
         match self.ask_in_any_session(|| Body::Regions)? {
             (_, Answer::Regions(regions)) => Ok(regions),
-            (_, answer) => Err(self.unexpected(&answer)),
+            (session, answer) => Err(self.unexpected(&session, &answer)),
         }
+    }
+
+    /// Fails unless the present session was alive at a moment after this call began: then whatever
+    /// it held before, it held all the time. Costs a round trip only if nothing was heard lately.
+    pub fn confirm(&self) -> Result<(), ClientError> {
+        let session = self.link.session()?;
+        self.link.confirm(&session)
+    }
+
+    /// The pool's memory, as this process has it mapped.
+    pub fn memory(&self) -> Result<PoolMemory, ClientError> {
+        let session = self.link.session()?;
+        let Memory { topology, mapping, .. } = &*session.memory;
+        Ok(PoolMemory { mapping: Arc::clone(mapping), topology: topology.clone() })
+    }
+
+    /// The most keys or pages that one request may have.
+    pub fn batch_max(&self) -> Result<usize, ClientError> {
+        Ok(self.link.session()?.limits.batch_max as usize)
     }
 
     /// Gives everything back that was dropped so far, now rather than a moment later.
@@ -282,19 +374,36 @@ impl Client {
         }
     }
 
-    fn check_len(&self, found: usize, expected: usize) -> Result<(), ClientError> {
+    fn check_len(
+        &self,
+        session: &Arc<Session>,
+        found: usize,
+        expected: usize,
+    ) -> Result<(), ClientError> {
         if found == expected {
             return Ok(());
         }
-        let reason = format!("{found} outcomes to {expected} keys");
-        Err(ClientError::Protocol { endpoint: self.link.config.endpoint.clone(), reason })
+        Err(self.unusable(session, format!("{found} outcomes to {expected} keys")))
     }
 
-    fn unexpected(&self, answer: &Answer) -> ClientError {
+    fn unexpected(&self, session: &Arc<Session>, answer: &Answer) -> ClientError {
         let mut reason = format!("an answer of another kind: {answer:?}");
         reason.truncate(reason.floor_char_boundary(80));
+        self.unusable(session, reason)
+    }
+
+    /// An answer that makes no sense. What it granted cannot be given back one by one, since it does
+    /// not say all of it; so the session is given up, and everything with it.
+    fn unusable(&self, session: &Arc<Session>, reason: String) -> ClientError {
+        self.link.give_up(session);
         ClientError::Protocol { endpoint: self.link.config.endpoint.clone(), reason }
     }
+}
+
+/// What came of a commit, and in which session; of nothing, in none.
+struct CommitAnswer {
+    session: Option<Arc<Session>>,
+    outcomes: Vec<CommitOutcome>,
 }
 
 /// The session of all these pages; an error if they are of several, since then one was lost.

@@ -20,6 +20,11 @@ pub struct ClientConfig {
     /// Where to look for the pool's devices, if not where the server has them: whatever of these
     /// has a device's UUID is that device.
     pub device_paths: Vec<PathBuf>,
+    /// The most requests on their way at a time; the server's own limit holds in any case.
+    pub in_flight_max: u32,
+    /// Bring the pool into this process's page tables behind the connecting client, rather than page
+    /// by page as they are used.
+    pub eager_map: bool,
 }
 
 impl Default for ClientConfig {
@@ -34,6 +39,8 @@ impl Default for ClientConfig {
             timeout: Duration::from_secs(5),
             budget_bytes: 0,
             device_paths: Vec::new(),
+            in_flight_max: 64,
+            eager_map: false,
         }
     }
 }

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use maru_protocol::{Answer, Body, Handle, ReserveOutcome};
+use maru_protocol::{Answer, Body, CommitOutcome, Handle, Location, ReserveOutcome};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::ClientError;
-use crate::link::{Failed, Link};
+use crate::link::{Failed, Link, Orphan};
 use crate::session::Session;
 
 /// How soon the server is tried again while it cannot be reached.
@@ -63,9 +63,7 @@ impl Returns {
     pub(crate) fn flush(&self, link: &Link) -> Result<(), ClientError> {
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut queue = std::mem::take(&mut *self.lock());
-        for (session, answer) in link.take_orphans() {
-            queue.extend(returns_of(&session, &answer));
-        }
+        queue.extend(link.take_orphans().iter().flat_map(returns_of));
         while let Some(first) = queue.first() {
             let (session, pins) = (Arc::clone(&first.session), first.pins);
             let batch_max = session.limits.batch_max as usize;
@@ -94,20 +92,31 @@ impl Returns {
 }
 
 /// What an answer granted that nobody waited for.
-fn returns_of(session: &Arc<Session>, answer: &Answer) -> Vec<Return> {
-    let give_back = |handle, pins| Return { session: Arc::clone(session), handle, pins };
-    match answer {
+fn returns_of(orphan: &Orphan) -> Vec<Return> {
+    let give_back = |location: &Location, pins| {
+        let session = Arc::clone(&orphan.session);
+        Return { session, handle: location.handle, pins }
+    };
+    match &orphan.answer {
         Answer::Reserved(outcomes) => outcomes
             .iter()
             .filter_map(|outcome| match outcome {
-                ReserveOutcome::Granted(location) => Some(give_back(location.handle, 0)),
+                ReserveOutcome::Granted(location) => Some(give_back(location, 0)),
                 _ => None,
             })
             .collect(),
-        // The client takes one pin a key, and none while committing.
         Answer::Acquired(found) => {
-            found.iter().flatten().map(|location| give_back(location.handle, 1)).collect()
+            found.iter().flatten().map(|location| give_back(location, orphan.pins)).collect()
         }
+        Answer::Committed(outcomes) if orphan.pins > 0 => outcomes
+            .iter()
+            .filter_map(|outcome| match outcome {
+                CommitOutcome::Committed(location) | CommitOutcome::Superseded(location) => {
+                    Some(give_back(location, orphan.pins))
+                }
+                CommitOutcome::NotReserved | CommitOutcome::BadLength => None,
+            })
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -150,6 +159,10 @@ pub(crate) fn run(link: &Weak<Link>, returns: &Arc<Returns>) {
 fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
     returns.flush(link)?;
     let (session, _) = link.call(Body::Renew, None)?;
+    // Late answers may have come with that one.
+    if link.has_orphans() {
+        returns.flush(link)?;
+    }
     while let Some(gone) = link.take_let_go() {
         let resume = gone.resume();
         let body = Body::LetGo { session: resume.session, secret: resume.secret };

@@ -41,8 +41,10 @@ mod link;
 mod page;
 mod session;
 mod stream;
+mod watch;
 
-pub use client::{Acquire, Client, Committed, Reserve, Reserved};
+pub use client::{Acquire, Client, Committed, PoolMemory, Promoted, Reserve, Reserved};
 pub use config::ClientConfig;
 pub use error::ClientError;
-pub use page::{PinnedPage, ReservedPage};
+pub use page::{PinnedPage, PrivatePage, ReservedPage};
+pub use watch::{PoolEvent, Watch};

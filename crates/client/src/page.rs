@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use maru_memory::{PageMut, PageView};
-use maru_protocol::{Body, CommitItem, Handle, Location};
+use maru_protocol::{CommitItem, Handle, Location};
 
 use crate::ClientError;
 use crate::heartbeat::{Return, Returns};
@@ -34,22 +34,20 @@ impl Ticket {
         &self.home.session
     }
 
+    /// Whether its session has ended: then the page may be somebody else's.
+    fn is_lost(&self) -> bool {
+        self.home.session.is_lost()
+    }
+
     /// The page is the server's again, or will be: nothing is to be given back.
     pub(crate) fn spend(mut self) {
         self.spent = true;
     }
 
-    /// Fails unless the session was alive at a moment after this call began: then whatever it held
-    /// before the call, it held all the time. Costs a round trip only if nothing was heard lately.
     fn confirm(&self) -> Result<(), ClientError> {
-        let session = &self.home.session;
-        if session.is_certainly_alive() {
-            return Ok(());
-        }
-        match self.home.link.call(Body::Renew, Some(session)).map_err(ClientError::from) {
-            Ok(_) => Ok(()),
+        match self.home.link.confirm(&self.home.session) {
             Err(ClientError::SessionLost) => Err(ClientError::Stale),
-            Err(error) => Err(error),
+            result => result,
         }
     }
 }
@@ -107,6 +105,12 @@ impl PinnedPage {
     /// Fails with [`ClientError::Stale`] unless the page was protected all the time until now.
     pub fn confirm(&self) -> Result<(), ClientError> {
         self.ticket.confirm()
+    }
+
+    /// Whether it is known already that the page is protected no more. `false` promises nothing.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.ticket.is_lost()
     }
 
     /// Copies the chunk into `buffer`, of the same length, and confirms that it was protected.
@@ -191,10 +195,60 @@ impl ReservedPage {
         Ok(())
     }
 
+    /// Whether its session has ended: then it cannot be committed any more.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.ticket.is_lost()
+    }
+
+    /// Ends the writing, and keeps the chunk for this process alone: no key ever leads to it.
+    pub fn into_private(self) -> Result<PrivatePage, ClientError> {
+        let Self { page, writing, ticket, length } = self;
+        let view = ticket.session().memory.mapping.read(page.offset(), length)?;
+        drop((page, writing));
+        Ok(PrivatePage { view, ticket })
+    }
+
     /// Ends the writing: what is to be committed, and the right to it.
     pub(crate) fn finish(self) -> (CommitItem, Ticket) {
         let Self { page, writing, ticket, length } = self;
         drop((page, writing));
         (CommitItem { handle: ticket.handle, length }, ticket)
+    }
+}
+
+/// A chunk that only this process reads, in a page that it reserved and wrote. Dropping it gives the
+/// page back.
+///
+/// As with [`PinnedPage`], what was read counts only if the session still lived afterwards.
+#[derive(Debug)]
+pub struct PrivatePage {
+    // Dropped in this order: what is given back is not in use any more.
+    view: PageView,
+    ticket: Ticket,
+}
+
+impl PrivatePage {
+    /// The chunk's bytes, in the pool itself.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.view.bytes()
+    }
+
+    /// Where it lies in the pool's address range, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.view.offset()
+    }
+
+    /// Fails with [`ClientError::Stale`] unless the page was this process's all the time until now.
+    pub fn confirm(&self) -> Result<(), ClientError> {
+        self.ticket.confirm()
+    }
+
+    /// Whether it is known already that the page may be another's. `false` promises nothing.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.ticket.is_lost()
     }
 }

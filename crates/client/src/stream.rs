@@ -4,13 +4,20 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use maru_protocol::{Endpoint, FRAME_BYTES_MAX, Frame, FrameError};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 << 10;
+
+/// The shortest time that a socket can be told to wait.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// A peer on another host that is gone without a word is noticed after twice this long, though
+/// nothing is sent.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// A connected socket; reading and writing go on at the same time, from different threads.
 #[derive(Debug)]
@@ -27,7 +34,7 @@ impl Stream {
         timeout: Duration,
         slice: Duration,
     ) -> io::Result<Self> {
-        let slice = Some(slice.max(Duration::from_millis(1)));
+        let slice = Some(slice.max(SHORTEST));
         match endpoint {
             Endpoint::Unix(path) => {
                 let flags = SocketFlags::CLOEXEC;
@@ -35,7 +42,7 @@ impl Stream {
                     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
                 let stream = UnixStream::from(socket);
                 // A server that hangs lets its backlog fill up: then connecting waits like writing.
-                stream.set_write_timeout(Some(timeout))?;
+                stream.set_write_timeout(Some(timeout.max(SHORTEST)))?;
                 rustix::net::connect(&stream, &SocketAddrUnix::new(path)?)?;
                 stream.set_read_timeout(slice)?;
                 stream.set_write_timeout(slice)?;
@@ -43,8 +50,13 @@ impl Stream {
             }
             Endpoint::Tcp(address) => {
                 let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
-                for address in address.to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, timeout) {
+                let addresses: Vec<_> = address.to_socket_addrs()?.collect();
+                let started = Instant::now();
+                for (address, to_try) in addresses.iter().zip((1..=addresses.len()).rev()) {
+                    // Each gets its share: the first may be one that nobody answers on.
+                    let left = timeout.saturating_sub(started.elapsed());
+                    let share = left / u32::try_from(to_try).unwrap_or(u32::MAX);
+                    match TcpStream::connect_timeout(address, share.max(SHORTEST)) {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
                             stream.set_read_timeout(slice)?;
@@ -57,6 +69,26 @@ impl Stream {
                 Err(last)
             }
         }
+    }
+
+    /// Bounds how long a read waits.
+    pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+        let timeout = Some(timeout.max(SHORTEST));
+        match self {
+            Self::Unix(stream) => stream.set_read_timeout(timeout),
+            Self::Tcp(stream) => stream.set_read_timeout(timeout),
+        }
+    }
+
+    /// Has the kernel find out whether the peer is still there while only the peer speaks.
+    pub(crate) fn keep_alive(&self) -> io::Result<()> {
+        if let Self::Tcp(stream) = self {
+            sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+            sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE / 5)?;
+            sockopt::set_tcp_keepcnt(stream, 5)?;
+            sockopt::set_socket_keepalive(stream, true)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {

@@ -1,65 +1,20 @@
 //! A client against a real server on a thread of this process.
 #![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
 
-use std::collections::HashSet;
-use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::sync::Barrier;
 use std::time::Duration;
 
 use maru_client::{
     Acquire, Client, ClientConfig, ClientError, Committed, Reserve, Reserved, ReservedPage,
 };
-use maru_directory::Config;
-use maru_protocol::{
-    Body, DeleteOutcome, Endpoint, Frame, FrameKind, Key, Presence, Refusal, Reply, Request,
-};
-use maru_server::{Embedded, PoolConfig, ServerConfig};
+use maru_protocol::{DeleteOutcome, Endpoint, Key, Presence, Refusal};
+use maru_testkit::{ANY, Fault, FaultProxy, TestPool};
 
 const PAGE: u64 = 64 << 10;
 
-struct Pool {
-    folder: tempfile::TempDir,
-    server: Embedded,
-}
-
-fn serve(folder: &Path, directory: Config) -> Embedded {
-    let spec = format!("{}:8MiB", folder.join("pool").display());
-    Embedded::start(&ServerConfig {
-        pool: PoolConfig::Temporary(spec.parse().unwrap()),
-        socket: Some(folder.join("socket")),
-        listen: Some("127.0.0.1:0".parse().unwrap()),
-        region_bytes: None,
-        populate: false,
-        directory,
-    })
-    .unwrap()
-}
-
-fn pool_with(directory: Config) -> Pool {
-    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-    let server = serve(folder.path(), directory);
-    Pool { folder, server }
-}
-
-fn pool() -> Pool {
-    pool_with(Config::default())
-}
-
-impl Pool {
-    fn config(&self, instance: &str) -> ClientConfig {
-        ClientConfig {
-            endpoint: Endpoint::Unix(self.folder.path().join("socket")),
-            instance: instance.to_owned(),
-            ..ClientConfig::default()
-        }
-    }
-
-    fn client(&self, instance: &str) -> Client {
-        Client::connect(self.config(instance)).unwrap()
-    }
+fn pool() -> TestPool {
+    TestPool::start(8 << 20)
 }
 
 fn keys(names: &[String]) -> Vec<Key<'_>> {
@@ -91,8 +46,8 @@ fn store(client: &Client, keys: &[Key<'_>], byte: u8) {
 fn one_instance_reads_what_another_wrote_over_either_kind_of_socket() {
     let pool = pool();
     let writer = pool.client("writer");
-    let tcp = Endpoint::Tcp(pool.server.tcp_address().unwrap().to_string());
-    let reader = Client::connect(ClientConfig { endpoint: tcp, ..pool.config("reader") }).unwrap();
+    let tcp = ClientConfig { endpoint: pool.tcp_endpoint(), ..pool.config("reader") };
+    let reader = Client::connect(tcp).unwrap();
     let names = names(0..4);
     let keys = keys(&names);
     assert_eq!(reader.contains(&keys).unwrap(), [Presence::Missing; 4]);
@@ -234,21 +189,14 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn a_restarted_server_is_found_again_and_old_pages_are_stale() {
-    let Pool { folder, server } = pool();
-    let config = ClientConfig {
-        endpoint: Endpoint::Unix(folder.path().join("socket")),
-        instance: "a".to_owned(),
-        timeout: Duration::from_secs(30),
-        ..ClientConfig::default()
-    };
-    let client = Client::connect(config).unwrap();
+    let mut pool = pool();
+    let client = pool.client("a");
     let names = names(0..2);
     let keys = keys(&names);
     store(&client, &keys[..1], 1);
     let pinned = client.acquire(&keys[..1], Acquire::default()).unwrap();
     let reserved = granted(client.reserve(&keys[1..], PAGE, Reserve::default()).unwrap());
-    drop(server);
-    let _server = serve(folder.path(), Config::default());
+    pool.restart();
     assert_eq!(client.contains(&keys).unwrap(), [Presence::Missing; 2]);
     // The old memory stays mapped under the old pages; their bytes just do not count any more.
     assert_eq!(pinned[0].as_ref().unwrap().bytes()[0], 1);
@@ -273,7 +221,7 @@ fn a_server_that_does_not_answer_is_said_not_to() {
 #[test]
 fn errors_say_what_to_do() {
     let pool = pool();
-    let missing = Endpoint::Unix(pool.folder.path().join("nobody"));
+    let missing = Endpoint::Unix(pool.path("nobody"));
     let error =
         Client::connect(ClientConfig { endpoint: missing, ..pool.config("a") }).unwrap_err();
     assert!(error.to_string().contains("maru serve"), "{error}");
@@ -288,60 +236,12 @@ fn errors_say_what_to_do() {
     assert!(matches!(error, ClientError::Refused(Refusal::BatchTooLarge { .. })), "{error}");
 }
 
-/// Stands between clients and a server, and loses every reply once: when a reply comes that was not
-/// lost before, it hangs up on the client instead. The server does not see that, so that no lease
-/// runs while a slow machine connects again.
-#[derive(Default)]
-struct Lossy {
-    lost: Mutex<HashSet<u64>>,
-    /// Connections to the server that nobody uses any more.
-    kept: Mutex<Vec<UnixStream>>,
-}
-
-impl Lossy {
-    fn listen(path: &Path, server: PathBuf) {
-        let listener = UnixListener::bind(path).unwrap();
-        let proxy = Arc::new(Self::default());
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let (client, server) = (client.unwrap(), UnixStream::connect(&server).unwrap());
-                let (mut requests, mut to_server) =
-                    (client.try_clone().unwrap(), server.try_clone().unwrap());
-                std::thread::spawn(move || std::io::copy(&mut requests, &mut to_server));
-                let proxy = Arc::clone(&proxy);
-                std::thread::spawn(move || proxy.forward_replies(server, &client));
-            }
-        });
-    }
-
-    fn forward_replies(&self, mut server: UnixStream, mut client: &UnixStream) {
-        let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
-        while let Ok(len @ 1..) = server.read(&mut buffer) {
-            received.extend_from_slice(&buffer[..len]);
-            while let Some(frame) = Frame::split(&received, u32::MAX).unwrap() {
-                let reply = frame.kind == FrameKind::Reply;
-                let seq = reply.then(|| maru_protocol::decode::<Reply>(frame.body).unwrap().seq);
-                if seq.is_some_and(|seq| self.lost.lock().unwrap().insert(seq)) {
-                    client.shutdown(Shutdown::Both).unwrap();
-                    self.kept.lock().unwrap().push(server);
-                    return;
-                }
-                let len = frame.len_bytes();
-                if client.write_all(&received[..len]).is_err() {
-                    return;
-                }
-                received.drain(..len);
-            }
-        }
-    }
-}
-
 #[test]
 fn every_reply_may_be_lost_once_and_nothing_happens_twice() {
     let pool = pool();
-    let proxy = pool.folder.path().join("proxy");
-    Lossy::listen(&proxy, pool.folder.path().join("socket"));
-    let endpoint = Endpoint::Unix(proxy);
+    let proxy = FaultProxy::start(pool.socket());
+    proxy.inject(ANY, Fault::LoseReply, u32::MAX);
+    let endpoint = proxy.endpoint();
     let client = Client::connect(ClientConfig { endpoint, ..pool.config("a") }).unwrap();
     let names = names(0..8);
     let keys = keys(&names);
@@ -406,13 +306,11 @@ fn a_server_that_lets_nobody_in_is_not_waited_for_without_end() {
 #[test]
 fn one_thread_connects_for_all() {
     const THREADS: usize = 32;
-    let Pool { folder, server } = pool();
-    let path = folder.path().join("socket");
-    let (endpoint, timeout) = (Endpoint::Unix(path.clone()), Duration::from_secs(1));
-    let client =
-        Client::connect(ClientConfig { endpoint, timeout, ..ClientConfig::default() }).unwrap();
-    drop(server);
-    let silent = UnixListener::bind(&path).unwrap();
+    let mut pool = pool();
+    let timeout = Duration::from_secs(1);
+    let client = Client::connect(ClientConfig { timeout, ..pool.config("a") }).unwrap();
+    pool.stop();
+    let silent = UnixListener::bind(pool.socket()).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| client.stats().unwrap_err());
@@ -423,66 +321,14 @@ fn one_thread_connects_for_all() {
     assert!(attempts < THREADS, "{attempts} attempts");
 }
 
-/// Stands between a client and a server, and keeps the reply to a goodbye back until the client asks
-/// for something else.
-#[derive(Default)]
-struct Slow {
-    keeps: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Slow {
-    fn listen(path: &Path, server: PathBuf) {
-        let listener = UnixListener::bind(path).unwrap();
-        std::thread::spawn(move || {
-            let (client, server) = (listener.accept().unwrap().0, UnixStream::connect(server));
-            let (proxy, server) = (Self::default(), server.unwrap());
-            std::thread::scope(|scope| {
-                scope.spawn(|| proxy.forward_requests(&client, &server));
-                proxy.forward_replies(&server, &client);
-            });
-        });
-    }
-
-    fn forward_requests(&self, mut client: &UnixStream, mut server: &UnixStream) {
-        let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
-        while let Ok(len @ 1..) = client.read(&mut buffer) {
-            received.extend_from_slice(&buffer[..len]);
-            while let Some(frame) = Frame::split(&received, u32::MAX).unwrap() {
-                let goodbye = frame.kind == FrameKind::Request
-                    && maru_protocol::decode::<Request<'_>>(frame.body).unwrap().body
-                        == Body::Goodbye;
-                let len = frame.len_bytes();
-                *self.keeps.lock().unwrap() = goodbye;
-                self.changed.notify_all();
-                // The server hangs up after the goodbye.
-                let _ = server.write_all(&received[..len]);
-                received.drain(..len);
-            }
-        }
-        *self.keeps.lock().unwrap() = false;
-        self.changed.notify_all();
-    }
-
-    fn forward_replies(&self, mut server: &UnixStream, mut client: &UnixStream) {
-        let mut buffer = [0; 4096];
-        while let Ok(len @ 1..) = server.read(&mut buffer) {
-            let keeps = self.changed.wait_while(self.keeps.lock().unwrap(), |keeps| *keeps);
-            drop(keeps.unwrap());
-            let _ = client.write_all(&buffer[..len]);
-        }
-        let _ = client.shutdown(Shutdown::Both);
-    }
-}
-
 /// A page counted as protected until the goodbye was answered, though it was not from when the server
 /// had it.
 #[test]
 fn nothing_is_protected_once_goodbye_is_said() {
     let pool = pool();
-    let proxy = pool.folder.path().join("proxy");
-    Slow::listen(&proxy, pool.folder.path().join("socket"));
-    let endpoint = Endpoint::Unix(proxy);
+    let proxy = FaultProxy::start(pool.socket());
+    proxy.inject("goodbye", Fault::Hold, 1);
+    let endpoint = proxy.endpoint();
     let client = Client::connect(ClientConfig { endpoint, ..pool.config("a") }).unwrap();
     let watcher = pool.client("watcher");
     let names = names(0..1);
@@ -491,7 +337,12 @@ fn nothing_is_protected_once_goodbye_is_said() {
     let page = client.acquire(&keys, Acquire::default()).unwrap().remove(0).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| drop(client));
+        proxy.wait_held(1);
         wait_until(|| watcher.stats().unwrap().sessions.len() == 1);
-        assert!(matches!(page.confirm(), Err(ClientError::Stale)));
+        let asked = proxy.seen(ANY);
+        let confirmed = scope.spawn(|| page.confirm());
+        wait_until(|| confirmed.is_finished() || proxy.seen(ANY) > asked);
+        proxy.release_held();
+        assert!(matches!(confirmed.join().unwrap(), Err(ClientError::Stale)));
     });
 }

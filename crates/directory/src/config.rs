@@ -2,7 +2,9 @@
 
 use std::ops::{Add, Sub};
 
-use crate::{PAGE_ALIGN, SESSIONS_MAX};
+use maru_protocol::PAGE_ALIGN;
+
+use crate::SESSIONS_MAX;
 
 /// The most regions of a pool: their list fits into one frame, and a look at all of them is short.
 const REGIONS_MAX: usize = 1 << 16;

@@ -7,6 +7,7 @@ use crate::entries::Entries;
 use crate::pages::Pages;
 use crate::rules::Sampled;
 use crate::sessions::{Phase, Replies, Seen, Session, Sessions};
+use crate::watching::Watching;
 use crate::{Config, ConfigError, EvictionPolicy, Geometry, Lru, Millis};
 
 /// The longest instance or host name, in bytes.
@@ -27,6 +28,7 @@ pub struct Directory {
     pub(crate) entries_pinned: u64,
     /// The high watermark was passed, and the low one is not reached yet.
     pub(crate) evicting: bool,
+    pub(crate) watching: Watching,
     /// Where the next sampled check of the rules goes on.
     pub(crate) sampled: Sampled,
     started: Millis,
@@ -56,6 +58,7 @@ impl Directory {
             pins: 0,
             entries_pinned: 0,
             evicting: false,
+            watching: Watching::default(),
             sampled: Sampled::default(),
             started: now,
             config,
@@ -194,7 +197,7 @@ impl Directory {
             }
             Body::Release { handles, pins } => Ok(self.release_all(now, id, handles, *pins)),
             Body::Delete { keys } => {
-                let deleted = keys.iter().map(|key| self.delete(*key));
+                let deleted = keys.iter().map(|key| self.delete(id, *key));
                 Ok(Answer::Deleted(deleted.collect()))
             }
             Body::Touch { keys } => {

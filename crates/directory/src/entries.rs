@@ -109,15 +109,16 @@ impl Entries {
         entry
     }
 
-    /// Forgets the entry if it is neither resident nor being written.
-    pub(crate) fn remove_if_empty(&mut self, id: EntryId) {
+    /// Forgets the entry if it is neither resident nor being written; then its key is the caller's.
+    pub(crate) fn remove_if_empty(&mut self, id: EntryId) -> Option<Box<[u8]>> {
         let entry = &self.slab[id.index()];
-        if entry.resident.is_none() && entry.writers.is_none() {
-            if let Ok(found) = self.table.find_entry(entry.hash, |slot| slot.entry == id) {
-                found.remove();
-            }
-            self.slab.remove(id.index());
+        if entry.resident.is_some() || entry.writers.is_some() {
+            return None;
         }
+        if let Ok(found) = self.table.find_entry(entry.hash, |slot| slot.entry == id) {
+            found.remove();
+        }
+        Some(self.slab.remove(id.index()).key)
     }
 
     pub(crate) fn get(&self, id: EntryId) -> &Entry {

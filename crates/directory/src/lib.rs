@@ -19,6 +19,7 @@ mod report;
 mod room;
 pub mod rules;
 mod sessions;
+mod watching;
 mod writing;
 
 pub use config::{Config, ConfigError, DeviceSpan, Geometry, Millis};
@@ -26,10 +27,7 @@ pub use directory::{Directory, Opened};
 pub use eviction::{EvictionPolicy, Lru};
 pub use ids::{EntryId, QueueId};
 pub use reclaim::Tick;
-
-/// All pages start and end on this boundary, in bytes: no cache line or memory page has two owners,
-/// and direct I/O from a page works.
-pub const PAGE_ALIGN: u64 = 4096;
+pub use watching::Gone;
 
 /// The most pins a session may hold: with the limit on sessions, no entry's count can overflow.
 pub const PINS_PER_SESSION_MAX: u64 = 1 << 21;

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use maru_protocol::{Generation, Handle, RegionId};
+use maru_protocol::{Generation, Handle, PAGE_ALIGN, RegionId};
 
 use crate::ids::{EntryId, InstanceId, PageAt, QueueId, ReservationId};
-use crate::{ConfigError, Geometry, Millis, PAGE_ALIGN};
+use crate::{ConfigError, Geometry, Millis};
 
 /// Rule 1: a page is in exactly one state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -163,24 +163,25 @@ impl Directory {
         ReleaseOutcome::Released
     }
 
-    pub(crate) fn delete(&mut self, key: Key<'_>) -> DeleteOutcome {
-        let Some(id) = self.entries.find(key) else {
+    pub(crate) fn delete(&mut self, id: SessionId, key: Key<'_>) -> DeleteOutcome {
+        let Some(found) = self.entries.find(key) else {
             return DeleteOutcome::Missing;
         };
-        let entry = self.entries.get(id);
+        let entry = self.entries.get(found);
         if entry.resident.is_none() {
             DeleteOutcome::Reserved
         } else if entry.pins > 0 {
             DeleteOutcome::Pinned
         } else {
-            self.withdraw(id);
+            self.withdraw(found, Some(id));
             self.counters.deleted += 1;
             DeleteOutcome::Deleted
         }
     }
 
-    /// Frees the page of a resident entry without pins (rule 3); the caller has looked.
-    pub(crate) fn withdraw(&mut self, id: EntryId) {
+    /// Frees the page of a resident entry without pins (rule 3); the caller has looked. `by` is the
+    /// session that asked for this very entry to go.
+    pub(crate) fn withdraw(&mut self, id: EntryId, by: Option<SessionId>) {
         let entry = self.entries.get_mut(id);
         debug_assert_eq!(entry.pins, 0, "rule 3: a pinned entry stays");
         let Some(resident) = entry.resident.take() else {
@@ -191,7 +192,8 @@ impl Directory {
         let bytes = self.pages.page_bytes(resident.page);
         self.sessions.instance_mut(resident.writer).charged_bytes -= bytes;
         self.pages.set(resident.page, PageState::Free);
-        self.entries.remove_if_empty(id);
+        let key = self.entries.remove_if_empty(id);
+        self.watching.withdrawn(by, || key.unwrap_or_else(|| self.entries.get(id).key.clone()));
         self.forget_if_idle(resident.writer);
     }
 

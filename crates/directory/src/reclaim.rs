@@ -77,6 +77,7 @@ impl Directory {
         }
         session.phase = Phase::Ended(now);
         self.sessions.ended.push_back(id);
+        self.unwatch(id);
         let counter = match ending {
             Ending::Closed => &mut self.counters.sessions_closed,
             Ending::Dropped => &mut self.counters.sessions_dropped,

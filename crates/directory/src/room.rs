@@ -168,7 +168,7 @@ impl Directory {
     }
 
     pub(crate) fn evict(&mut self, entry: EntryId, cause: Cause) {
-        self.withdraw(entry);
+        self.withdraw(entry, None);
         let counter = match cause {
             Cause::Room => &mut self.counters.evicted_for_room,
             Cause::Region => &mut self.counters.evicted_for_region,

@@ -39,6 +39,10 @@ pub enum FrameKind {
     Reply = 4,
     /// A [`crate::Refusal`] of the connection itself, which is closed after it.
     Refused = 5,
+    /// A [`crate::Watch`].
+    Watch = 6,
+    /// An [`crate::Event`].
+    Event = 7,
 }
 
 impl FrameKind {
@@ -49,6 +53,8 @@ impl FrameKind {
             3 => Some(Self::Request),
             4 => Some(Self::Reply),
             5 => Some(Self::Refused),
+            6 => Some(Self::Watch),
+            7 => Some(Self::Event),
             _ => None,
         }
     }
@@ -186,7 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Answer, Body, Key, Refusal, Reply, Request};
+    use crate::{Answer, Body, Event, Key, Refusal, Reply, Request, Secret, SessionId, Watch};
 
     fn framed<T: Serialize>(kind: FrameKind, message: &T) -> Vec<u8> {
         let mut out = Vec::new();
@@ -218,6 +224,22 @@ mod tests {
         assert_eq!(reply, b"MR\x01\x04\x04\0\0\0\x01\x01\x07@");
         let reply = framed(FrameKind::Reply, &Reply { seq: 1, result: Ok(Answer::Done) });
         assert_eq!(reply, b"MR\x01\x04\x03\0\0\0\x01\0\0");
+    }
+
+    /// As above, of a connection that watches.
+    #[test]
+    fn the_bytes_of_events_are_as_documented() {
+        let (session, secret) = (SessionId(300), Secret(*b"0123456789abcdef"));
+        let watch = framed(FrameKind::Watch, &Watch { instance: "a", session, secret });
+        assert_eq!(watch, b"MR\x01\x06\x14\0\0\0\x01a\xac\x020123456789abcdef");
+        let event = |event: Event<'_>| framed(FrameKind::Event, &event);
+        assert_eq!(event(Event::Watching { epoch: 5 }), b"MR\x01\x07\x02\0\0\0\0\x05");
+        let keys = [b"k".as_slice(), b"key"].map(|bytes| Key::new(bytes).unwrap());
+        let gone = event(Event::Gone { keys: keys.to_vec() });
+        assert_eq!(gone, b"MR\x01\x07\x08\0\0\0\x01\x02\x01k\x03key");
+        assert_eq!(event(Event::Resync { lost: 128 }), b"MR\x01\x07\x03\0\0\0\x02\x80\x01");
+        let body = &gone[HEADER_LEN..];
+        assert_eq!(decode::<Event<'_>>(body), Ok(Event::Gone { keys: keys.to_vec() }));
     }
 
     #[test]
@@ -267,6 +289,8 @@ mod tests {
             let _ = decode::<Reply>(&bytes);
             let _ = decode::<crate::Hello<'_>>(&bytes);
             let _ = decode::<crate::Welcome>(&bytes);
+            let _ = decode::<Watch<'_>>(&bytes);
+            let _ = decode::<Event<'_>>(&bytes);
         }
     }
 }

@@ -1,12 +1,14 @@
 //! What travels between an instance and the server: keys, locations, requests, replies, framing.
 //!
 //! An instance opens a connection, sends [`Hello`], gets [`Welcome`], and then sends
-//! [`Request`]s, each answered by one [`Reply`] with the same sequence number. `docs/wire.md`
-//! draws the bytes; a test there and here pins them.
+//! [`Request`]s, each answered by one [`Reply`] with the same sequence number. On another
+//! connection, begun with [`Watch`], the server sends [`Event`]s. `docs/wire.md` draws the bytes; a
+//! test there and here pins them.
 //!
 //! This crate knows nobody and does no I/O: it turns values into frames and frames into values.
 
 mod endpoint;
+mod event;
 mod frame;
 mod key;
 mod location;
@@ -15,11 +17,12 @@ mod refusal;
 mod report;
 
 pub use endpoint::{Endpoint, EndpointError};
+pub use event::{Event, Watch};
 pub use frame::{
     FRAME_BYTES_MAX, Frame, FrameError, FrameKind, HEADER_LEN, Header, VERSION, decode, encode,
 };
 pub use key::{KEY_LEN_MAX, Key, KeyError};
-pub use location::{Generation, Handle, Location, RegionId};
+pub use location::{Generation, Handle, Location, PAGE_ALIGN, RegionId};
 pub use message::{
     Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Device, Hello, Limits, Presence,
     ReleaseOutcome, Reply, Request, ReserveOutcome, Resume, Secret, SessionId, Topology, Welcome,

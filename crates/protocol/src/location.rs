@@ -19,6 +19,10 @@ impl fmt::Display for RegionId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 
+/// All pages start and end on this boundary, in bytes: no cache line or memory page has two owners,
+/// and direct I/O from a page works.
+pub const PAGE_ALIGN: u64 = 4096;
+
 /// Names one grant of one page, whoever holds it: a reservation or a resident entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Handle {

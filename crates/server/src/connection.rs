@@ -37,11 +37,33 @@ pub(crate) enum Input {
     TheEnd,
 }
 
+/// Whose a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// It has not said so yet.
+    Stranger,
+    /// The session asks on it.
+    Session(SessionId),
+    /// The session is told events on it.
+    Watcher(SessionId),
+}
+
+impl Peer {
+    /// What the server takes, in words.
+    pub(crate) const fn may_send(self) -> &'static str {
+        match self {
+            Self::Stranger => "Hello or Watch",
+            Self::Session(_) => "Request",
+            Self::Watcher(_) => "nothing more",
+        }
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) stream: Stream,
-    pub(crate) session: Option<SessionId>,
+    pub(crate) peer: Peer,
     pub(crate) opened: Instant,
     pub(crate) input: Input,
     /// It is queued to be served.
@@ -59,7 +81,7 @@ impl Connection {
     pub(crate) fn new(stream: Stream) -> Self {
         Self {
             stream,
-            session: None,
+            peer: Peer::Stranger,
             opened: Instant::now(),
             input: Input::Bytes,
             queued: false,
@@ -109,7 +131,7 @@ impl Connection {
     /// The next complete frame, if there is one. It is done with after [`Connection::consume`].
     pub(crate) fn frame(&self) -> Result<Option<Frame<'_>>, FrameError> {
         // Before hello nobody needs much: a stranger cannot make us buffer megabytes.
-        let max = if self.session.is_some() { FRAME_BYTES_MAX } else { 4096 };
+        let max = if matches!(self.peer, Peer::Session(_)) { FRAME_BYTES_MAX } else { 4096 };
         Frame::split(&self.buffer[self.consumed..self.filled], max)
     }
 
@@ -134,6 +156,16 @@ impl Connection {
             tracing::error!(%error, "a reply does not fit into a frame; closing the connection");
             self.closing = true;
         }
+    }
+
+    /// How many bytes wait to be sent.
+    pub(crate) fn unsent_len(&self) -> usize {
+        self.unsent.len()
+    }
+
+    /// Queues whole frames.
+    pub(crate) fn send_frames(&mut self, frames: &[u8]) {
+        self.unsent.extend_from_slice(frames);
     }
 
     /// Closes the connection once everything queued is sent, or the peer does not take it.

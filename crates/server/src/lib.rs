@@ -6,10 +6,13 @@
 
 mod config;
 mod connection;
+mod embedded;
+mod events;
 mod listener;
 mod pool;
+mod process;
 mod server;
-mod watch;
 
 pub use config::{PoolConfig, ServerConfig, StartError};
-pub use server::{Embedded, Server, Stopper};
+pub use embedded::Embedded;
+pub use server::{Server, Stopper};

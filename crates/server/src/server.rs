@@ -3,24 +3,23 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use maru_directory::{Config, Directory, Millis};
 use maru_protocol::{
-    Body, FRAME_BYTES_MAX, FrameError, FrameKind, Hello, Limits, Refusal, Request, Secret,
-    SessionId, VERSION, Welcome,
+    Body, Event, FRAME_BYTES_MAX, FrameError, FrameKind, Hello, Limits, Refusal, Request, Secret,
+    SessionId, VERSION, Watch, Welcome,
 };
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use crate::connection::{Connection, Input, Progress};
+use crate::connection::{Connection, Input, Peer, Progress};
+use crate::events::Watchers;
 use crate::listener::{Listener, Stream};
 use crate::pool::Pool;
-use crate::watch::Watch;
+use crate::process::Process;
 use crate::{ServerConfig, StartError};
 
 /// How often time passes for the directory: well under the second in which the dead are cleaned up
@@ -33,7 +32,7 @@ const EVENTS: usize = 4096;
 /// Requests of one connection that are answered before the others get their turn.
 const REQUESTS_PER_TURN: u32 = 32;
 
-/// How long a connection may stay without saying hello.
+/// How long a connection may stay without saying whose it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections without a session, beyond which new ones wait outside.
@@ -43,12 +42,12 @@ const WAKER: Token = Token(0);
 const FIRST_LISTENER: usize = 1;
 const FIRST_CONNECTION: usize = 16;
 
-/// A connection has an even token, a watched process an odd one.
+/// A connection has an even token, a process an odd one.
 const fn connection_token(index: usize) -> Token {
     Token(FIRST_CONNECTION + 2 * index)
 }
 
-const fn watch_token(index: usize) -> Token {
+const fn process_token(index: usize) -> Token {
     Token(FIRST_CONNECTION + 2 * index + 1)
 }
 
@@ -65,7 +64,8 @@ pub struct Server {
     /// Connections with work to do.
     queue: VecDeque<usize>,
     by_session: HashMap<SessionId, usize>,
-    watches: Slab<Watch>,
+    watchers: Watchers,
+    processes: Slab<Process>,
     directory: Directory,
     pool: Pool,
     started: Instant,
@@ -126,7 +126,8 @@ impl Server {
             connections: Slab::new(),
             queue: VecDeque::new(),
             by_session: HashMap::new(),
-            watches: Slab::new(),
+            watchers: Watchers::default(),
+            processes: Slab::new(),
             directory,
             pool: memory,
             started,
@@ -222,7 +223,7 @@ impl Server {
     }
 
     fn accept(&mut self, listener: usize) {
-        while self.connections.len() < self.by_session.len() + STRANGERS_MAX {
+        while self.connections.len() < self.by_session.len() + self.watchers.len() + STRANGERS_MAX {
             match self.listeners[listener].accept() {
                 Ok(stream) => self.add_connection(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -239,7 +240,7 @@ impl Server {
             }
         }
         if self.crowded.insert(listener) {
-            tracing::warn!("new connections have to wait: too many have not said hello");
+            tracing::warn!("new connections have to wait: too many have not said whose they are");
         }
     }
 
@@ -288,7 +289,10 @@ impl Server {
             answered += 1;
         }
         let connection = &mut self.connections[index];
-        let flushed = connection.flush()?;
+        let mut flushed = connection.flush()?;
+        if self.watchers.catch_up(connection) {
+            flushed = connection.flush()?;
+        }
         if flushed == Progress::Closed || !open {
             return Ok(Progress::Closed);
         }
@@ -304,8 +308,8 @@ impl Server {
         let (len, result) = match connection.frame() {
             Ok(None) => return false,
             Ok(Some(frame)) => {
-                let result = match (frame.kind, connection.session) {
-                    (FrameKind::Request, Some(session)) => {
+                let result = match (frame.kind, connection.peer) {
+                    (FrameKind::Request, Peer::Session(session)) => {
                         match maru_protocol::decode::<Request<'_>>(frame.body) {
                             Ok(request) => {
                                 let reply = self.directory.apply(now, session, &request);
@@ -318,17 +322,17 @@ impl Server {
                             Err(error) => Err(refusal(&error)),
                         }
                     }
-                    (FrameKind::Hello, None) => {
+                    (kind @ (FrameKind::Hello | FrameKind::Watch), Peer::Stranger) => {
                         let body = frame.body.to_vec();
                         connection.consume(frame.len_bytes());
-                        self.hello(index, now, &body);
+                        match kind {
+                            FrameKind::Hello => self.hello(index, now, &body),
+                            _ => self.watch(index, &body),
+                        }
                         return true;
                     }
-                    (kind, session) => Err(Refusal::Unexpected {
-                        reason: format!(
-                            "{kind:?} where {} is expected",
-                            if session.is_some() { "Request" } else { "Hello" }
-                        ),
+                    (kind, peer) => Err(Refusal::Unexpected {
+                        reason: format!("{kind:?} where {} is expected", peer.may_send()),
                     }),
                 };
                 (frame.len_bytes(), result)
@@ -344,6 +348,7 @@ impl Server {
                 if over {
                     connection.close_after_sending();
                 }
+                self.tell();
             }
             Err(refusal) => self.refuse(index, &refusal),
         }
@@ -353,7 +358,7 @@ impl Server {
     /// Tells the peer why its connection is closed.
     fn refuse(&mut self, index: usize, refusal: &Refusal) {
         let connection = &mut self.connections[index];
-        tracing::info!(session = ?connection.session, %refusal, "closing a connection");
+        tracing::info!(peer = ?connection.peer, %refusal, "closing a connection");
         connection.send(FrameKind::Refused, refusal);
         connection.close_after_sending();
     }
@@ -381,17 +386,17 @@ impl Server {
         );
         // The instance may be back before its old connection was seen to drop.
         if let Some(old) = self.by_session.insert(opened.session, index) {
-            self.connections[old].session = None;
+            self.connections[old].peer = Peer::Stranger;
             self.close(old);
         }
         let connection = &mut self.connections[index];
-        connection.session = Some(opened.session);
+        connection.peer = Peer::Session(opened.session);
         if !opened.resumed {
-            let slot = self.watches.vacant_entry();
-            let token = watch_token(slot.key());
-            let registry = self.poll.registry();
-            if let Some(watch) = Watch::peer(&connection.stream, opened.session, registry, token) {
-                slot.insert(watch);
+            let slot = self.processes.vacant_entry();
+            let token = process_token(slot.key());
+            let (registry, session) = (self.poll.registry(), opened.session);
+            if let Some(process) = Process::peer(&connection.stream, session, registry, token) {
+                slot.insert(process);
             }
         }
         let config = self.directory.config();
@@ -411,25 +416,63 @@ impl Server {
         })
     }
 
+    /// Makes a connection its session's watcher.
+    fn watch(&mut self, index: usize, body: &[u8]) {
+        let watched = maru_protocol::decode::<Watch<'_>>(body).map_err(|error| refusal(&error));
+        let watched = watched.and_then(|watch| {
+            self.directory.watch(watch.session, watch.secret)?;
+            tracing::debug!(session = %watch.session, instance = ?watch.instance, "watch");
+            Ok(watch.session)
+        });
+        match watched {
+            Ok(session) => {
+                if let Some(old) = self.watchers.begin(session, index) {
+                    self.connections[old].peer = Peer::Stranger;
+                    self.close(old);
+                }
+                let epoch = self.directory.config().epoch;
+                let connection = &mut self.connections[index];
+                connection.peer = Peer::Watcher(session);
+                connection.send(FrameKind::Event, &Event::Watching { epoch });
+            }
+            Err(refusal) => self.refuse(index, &refusal),
+        }
+    }
+
+    /// Tells those who watch what has left the directory.
+    fn tell(&mut self) {
+        let gone = self.directory.take_gone();
+        for index in self.watchers.tell(&gone, &mut self.connections) {
+            self.enqueue(index);
+        }
+    }
+
     fn close(&mut self, index: usize) {
         let Some(mut connection) = self.connections.try_remove(index) else {
             return;
         };
         let _ = self.poll.registry().deregister(connection.stream.source());
-        if let Some(session) = connection.session {
-            self.by_session.remove(&session);
-            self.directory.disconnected(self.now(), session);
+        match connection.peer {
+            Peer::Stranger => {}
+            Peer::Session(session) => {
+                self.by_session.remove(&session);
+                self.directory.disconnected(self.now(), session);
+            }
+            Peer::Watcher(session) => {
+                self.watchers.end(session);
+                self.directory.unwatch(session);
+            }
         }
     }
 
-    fn process_died(&mut self, watch: usize) {
-        if let Some(watch) = self.watches.try_remove(watch) {
-            watch.deregister(self.poll.registry());
-            if self.directory.writer_dead(self.now(), watch.session) {
-                tracing::info!(session = %watch.session, "an instance has died; cleaning up");
+    fn process_died(&mut self, process: usize) {
+        if let Some(process) = self.processes.try_remove(process) {
+            process.deregister(self.poll.registry());
+            if self.directory.writer_dead(self.now(), process.session) {
+                tracing::info!(session = %process.session, "an instance has died; cleaning up");
             }
             // A child that it forked may hold the other end open.
-            if let Some(index) = self.by_session.get(&watch.session).copied() {
+            if let Some(index) = self.by_session.get(&process.session).copied() {
                 self.close(index);
             }
             self.next_tick = Instant::now();
@@ -445,22 +488,25 @@ impl Server {
         if let Some(violation) = tick.violation {
             tracing::error!(%violation, "a rule is broken: please report this");
         }
+        self.tell();
+        let mut over = self.watchers.ended(&self.directory);
         for session in tick.expired {
             tracing::info!(%session, "the lease of a session ran out");
-            if let Some(index) = self.by_session.get(&session).copied() {
-                self.refuse(index, &Refusal::SessionEnded);
-                self.enqueue(index);
-            }
+            over.extend(self.by_session.get(&session));
+        }
+        for index in over {
+            self.refuse(index, &Refusal::SessionEnded);
+            self.enqueue(index);
         }
         if tick.more {
             return;
         }
         self.close_strangers();
-        let Self { watches, directory, poll, .. } = self;
-        watches.retain(|_, watch| {
-            let known = directory.is_known(watch.session);
+        let Self { processes, directory, poll, .. } = self;
+        processes.retain(|_, process| {
+            let known = directory.is_known(process.session);
             if !known {
-                watch.deregister(poll.registry());
+                process.deregister(poll.registry());
             }
             known
         });
@@ -472,10 +518,10 @@ impl Server {
         }
     }
 
-    /// Closes connections that did not say hello in time.
+    /// Closes connections that did not say in time whose they are.
     fn close_strangers(&mut self) {
         let late = |connection: &Connection| {
-            connection.session.is_none() && connection.opened.elapsed() > HELLO_TIMEOUT
+            connection.peer == Peer::Stranger && connection.opened.elapsed() > HELLO_TIMEOUT
         };
         let late: Vec<usize> = self
             .connections
@@ -483,7 +529,7 @@ impl Server {
             .filter_map(|(index, connection)| late(connection).then_some(index))
             .collect();
         for index in late {
-            let reason = "no hello came in time".to_owned();
+            let reason = "neither Hello nor Watch came in time".to_owned();
             self.refuse(index, &Refusal::Unexpected { reason });
             self.enqueue(index);
         }
@@ -503,50 +549,4 @@ fn random<const N: usize>() -> Result<[u8; N], StartError> {
     let io = |error: getrandom::Error| io::Error::other(error.to_string());
     getrandom::fill(&mut bytes).map_err(io).map_err(StartError::io("draw random bytes"))?;
     Ok(bytes)
-}
-
-/// A server on a thread of this process: for tests, and for programs that bring their own.
-#[derive(Debug)]
-pub struct Embedded {
-    stopper: Stopper,
-    thread: Option<JoinHandle<io::Result<()>>>,
-    socket: Option<PathBuf>,
-    tcp: Option<SocketAddr>,
-}
-
-impl Embedded {
-    /// Starts a server and its thread.
-    pub fn start(config: &ServerConfig) -> Result<Self, StartError> {
-        let server = Server::start(config)?;
-        let (stopper, tcp) = (server.stopper(), server.tcp_address());
-        let thread = std::thread::Builder::new()
-            .name("maru-server".to_owned())
-            .spawn(move || server.run())
-            .map_err(StartError::io("start the server's thread"))?;
-        Ok(Self { stopper, thread: Some(thread), socket: config.socket.clone(), tcp })
-    }
-
-    /// Its Unix socket.
-    #[must_use]
-    pub fn socket(&self) -> Option<&PathBuf> {
-        self.socket.as_ref()
-    }
-
-    /// Its TCP address.
-    #[must_use]
-    pub const fn tcp_address(&self) -> Option<SocketAddr> {
-        self.tcp
-    }
-}
-
-/// Stops the server and waits for it.
-impl Drop for Embedded {
-    fn drop(&mut self) {
-        self.stopper.stop();
-        if let Some(thread) = self.thread.take()
-            && !matches!(thread.join(), Ok(Ok(())))
-        {
-            tracing::error!("the embedded server did not stop cleanly");
-        }
-    }
 }

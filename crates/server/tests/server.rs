@@ -1,131 +1,29 @@
 //! What a server does with those who do not behave, and that the others never notice.
 #![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
 
+mod wire;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use maru_directory::Config;
 use maru_protocol::{
-    Answer, Body, CommitItem, FRAME_BYTES_MAX, Frame, FrameKind, HEADER_LEN, Header, Hello, Key,
-    Refusal, Reply, Request, ReserveOutcome, Resume, SessionId, Welcome,
+    Answer, Body, CommitItem, FRAME_BYTES_MAX, FrameKind, HEADER_LEN, Header, Hello, Key, Refusal,
+    Request, ReserveOutcome, Resume, SessionId,
 };
-use maru_server::{Embedded, PoolConfig, Server, ServerConfig, StartError};
+use maru_server::{Embedded, Server, ServerConfig, StartError};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-struct Pool {
-    folder: tempfile::TempDir,
-    server: Embedded,
-}
-
-fn config(folder: &Path) -> ServerConfig {
-    ServerConfig {
-        pool: PoolConfig::Temporary(
-            format!("{}:8MiB", folder.join("pool").display()).parse().unwrap(),
-        ),
-        socket: Some(folder.join("socket")),
-        listen: None,
-        region_bytes: None,
-        populate: false,
-        directory: Config::default(),
-    }
-}
+use wire::{Pool, Wire, config};
 
 fn pool() -> Pool {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let server = Embedded::start(&config(folder.path())).unwrap();
     Pool { folder, server }
-}
-
-/// A bare connection: what it sends is up to the test.
-struct Wire {
-    stream: UnixStream,
-    received: Vec<u8>,
-    seq: u64,
-}
-
-impl Pool {
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("socket")
-    }
-
-    fn wire(&self) -> Wire {
-        let stream = UnixStream::connect(self.socket()).unwrap();
-        // Only a hang takes this long.
-        stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
-        Wire { stream, received: Vec::new(), seq: 0 }
-    }
-
-    fn session(&self, instance: &str) -> (Wire, Welcome) {
-        let mut wire = self.wire();
-        let welcome = wire.hello(instance, None);
-        (wire, welcome)
-    }
-}
-
-impl Wire {
-    fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
-    }
-
-    /// The next frame, or `None` when the server has closed the connection.
-    fn frame(&mut self) -> Option<(FrameKind, Vec<u8>)> {
-        loop {
-            if let Some(frame) = Frame::split(&self.received, u32::MAX).unwrap() {
-                let (len, found) = (frame.len_bytes(), (frame.kind, frame.body.to_vec()));
-                self.received.drain(..len);
-                return Some(found);
-            }
-            let mut buffer = [0; 4096];
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return None,
-                Ok(len) => self.received.extend_from_slice(&buffer[..len]),
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("the server neither answers nor closes: {error}"),
-            }
-        }
-    }
-
-    /// The refusal that must come, and then the end.
-    fn refused(&mut self) -> Refusal {
-        let (kind, body) = self.frame().expect("a refusal comes before the end");
-        assert_eq!(kind, FrameKind::Refused);
-        assert_eq!(self.frame(), None, "the connection is closed");
-        maru_protocol::decode(&body).unwrap()
-    }
-
-    fn hello(&mut self, instance: &str, resume: Option<Resume>) -> Welcome {
-        let hello = Hello { instance, host: "test", budget_bytes: 0, resume };
-        let mut frame = Vec::new();
-        maru_protocol::encode(FrameKind::Hello, &hello, &mut frame).unwrap();
-        self.send(&frame);
-        let (kind, body) = self.frame().unwrap();
-        assert_eq!(kind, FrameKind::Welcome);
-        maru_protocol::decode(&body).unwrap()
-    }
-
-    fn encode(&mut self, body: Body<'_>) -> Vec<u8> {
-        self.seq += 1;
-        let mut frame = Vec::new();
-        let request = Request { seq: self.seq, acked: self.seq - 1, body };
-        maru_protocol::encode(FrameKind::Request, &request, &mut frame).unwrap();
-        frame
-    }
-
-    fn reply(&mut self) -> Reply {
-        let (kind, body) = self.frame().unwrap();
-        assert_eq!(kind, FrameKind::Reply);
-        maru_protocol::decode(&body).unwrap()
-    }
-
-    fn ask(&mut self, body: Body<'_>) -> Result<Answer, Refusal> {
-        let frame = self.encode(body);
-        self.send(&frame);
-        self.reply().result
-    }
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod pool;
 mod room;
 mod sharing;
 mod telling;
+mod watching;

@@ -5,16 +5,20 @@
 //! for a reply, one reads and hands the others theirs; when it has its own, another takes over. A
 //! thread that is alone writes, reads and goes on.
 
-use std::collections::BTreeMap;
+mod state;
+
 use std::io::{self, ErrorKind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Reply, Request, Resume, Welcome};
+use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Resume, Welcome};
 
+pub(crate) use self::state::Orphan;
+use self::state::State;
 use crate::session::{Memory, Session};
 use crate::stream::{Inbox, Stream};
+use crate::watch::Watched;
 use crate::{ClientConfig, ClientError};
 
 /// The first wait before connecting again; it doubles up to [`RETRY_MAX`].
@@ -32,40 +36,7 @@ pub(crate) struct Link {
     state: Mutex<State>,
     /// Something was delivered, or the reading is nobody's.
     changed: Condvar,
-}
-
-#[derive(Debug)]
-struct State {
-    /// `None` while the connection is broken.
-    stream: Option<Arc<Stream>>,
-    /// A thread connects; it does not hold the lock meanwhile.
-    connecting: bool,
-    /// Why that thread has not yet succeeded.
-    unreachable: Option<ClientError>,
-    /// `None` before the first hello.
-    session: Option<Arc<Session>>,
-    /// Counts up over sessions too, so that a number means one request.
-    next_seq: u64,
-    pending: BTreeMap<u64, Pending>,
-    /// Taken by the thread that reads.
-    inbox: Option<Inbox>,
-    /// Ended sessions that the server may hold pages in quarantine for.
-    lost: Vec<Arc<Session>>,
-    /// The client is gone: nothing connects again.
-    closed: bool,
-    /// Answers that came after their caller had stopped waiting: what they grant is given back.
-    orphans: Vec<(Arc<Session>, Answer)>,
-}
-
-/// A request without an answer, or with one that its thread has not taken yet.
-#[derive(Debug)]
-struct Pending {
-    frame: Vec<u8>,
-    sent: Instant,
-    /// The caller's patience has run out. The request stays: the server may have applied it, and
-    /// what it then grants must be given back.
-    abandoned: bool,
-    outcome: Option<Result<Answer, ClientError>>,
+    pub(crate) watched: Watched,
 }
 
 /// A connection that a server has welcomed.
@@ -104,19 +75,9 @@ impl Link {
             "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
             id => id.to_owned(),
         };
-        let state = State {
-            stream: None,
-            connecting: false,
-            unreachable: None,
-            session: None,
-            next_seq: 1,
-            pending: BTreeMap::new(),
-            inbox: Some(Inbox::default()),
-            lost: Vec::new(),
-            closed: false,
-            orphans: Vec::new(),
-        };
-        Self { config, host, state: Mutex::new(state), changed: Condvar::new() }
+        let (state, changed, watched) =
+            (Mutex::new(State::new()), Condvar::new(), Watched::default());
+        Self { config, host, state, changed, watched }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -129,6 +90,12 @@ impl Link {
         let (state, connected) = self.connect(self.lock(), Instant::now());
         connected?;
         state.session.clone().ok_or(ClientError::SessionLost)
+    }
+
+    /// The session that was begun last; `None` once the client is gone.
+    pub(crate) fn present(&self) -> Option<Arc<Session>> {
+        let state = self.lock();
+        state.session.clone().filter(|_| !state.closed)
     }
 
     /// The connection's socket, if there is a connection.
@@ -146,6 +113,7 @@ impl Link {
         let mut state = self.lock();
         // From here on a broken connection stays broken, so the goodbye waits for nobody.
         state.closed = true;
+        self.watched.interrupt();
         let Some(session) = state.session.clone() else {
             return;
         };
@@ -163,6 +131,16 @@ impl Link {
         self.changed.notify_all();
     }
 
+    /// Goes on with another session: this one's server does not make sense.
+    pub(crate) fn give_up(&self, session: &Arc<Session>) {
+        let mut state = self.lock();
+        if state.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            state.end_session();
+            state.disconnect();
+            self.changed.notify_all();
+        }
+    }
+
     /// An ended session of which no writable page is out any more; the caller tells the server, or
     /// keeps it with [`Link::keep_lost`].
     pub(crate) fn take_let_go(&self) -> Option<Arc<Session>> {
@@ -177,7 +155,11 @@ impl Link {
         self.lock().lost.push(session);
     }
 
-    pub(crate) fn take_orphans(&self) -> Vec<(Arc<Session>, Answer)> {
+    pub(crate) fn has_orphans(&self) -> bool {
+        !self.lock().orphans.is_empty()
+    }
+
+    pub(crate) fn take_orphans(&self) -> Vec<Orphan> {
         std::mem::take(&mut self.lock().orphans)
     }
 
@@ -206,6 +188,9 @@ impl Link {
             let patience = self.patience(started);
             if patience.is_zero() {
                 state.abandon(seq);
+                // Sent again over another connection, it may have its answer after all; without it,
+                // everything behind it would pile up.
+                state.disconnect();
                 self.changed.notify_all();
                 return Err(Failed { error: self.timeout(), in_flight: true });
             }
@@ -219,6 +204,19 @@ impl Link {
         }
     }
 
+    /// Fails unless the session was alive at a moment after this call began: then whatever it held
+    /// before the call, it held all the time. Costs a round trip only if nothing was heard lately.
+    pub(crate) fn confirm(&self, session: &Arc<Session>) -> Result<(), ClientError> {
+        if session.is_lost() {
+            return Err(ClientError::SessionLost);
+        }
+        if session.is_certainly_alive() {
+            return Ok(());
+        }
+        self.call(Body::Renew, Some(session))?;
+        Ok(())
+    }
+
     /// Waits for a connection, and until the server can remember the answer to one more request.
     fn admit(
         &self,
@@ -229,7 +227,10 @@ impl Link {
             let (connected, result) = self.connect(state, started);
             result?;
             let session = connected.session.clone().ok_or(ClientError::SessionLost)?;
-            if connected.unacknowledged() < u64::from(session.limits.window) {
+            let in_flight_max = self.config.in_flight_max.max(1) as usize;
+            if connected.unacknowledged() < u64::from(session.limits.window)
+                && connected.in_flight() < in_flight_max
+            {
                 return Ok((connected, session));
             }
             let patience = self.patience(started);
@@ -406,9 +407,10 @@ impl Link {
             let known = state.session.as_ref().map(|session| Arc::clone(&session.memory));
             let memory = match known.filter(|memory| memory.is_of(&welcome.topology)) {
                 Some(memory) => memory,
-                None => Arc::new(Memory::map(&welcome.topology, &self.config.device_paths)?),
+                None => Arc::new(Memory::map(&welcome.topology, &self.config)?),
             };
             state.begin(Session::new(&welcome, memory, sent));
+            self.watched.interrupt();
         }
         state.stream = Some(Arc::new(stream));
         // A thread may be reading the old connection; what it left half read is of no use.
@@ -416,132 +418,5 @@ impl Link {
             state.inbox = Some(Inbox::default());
         }
         Ok(())
-    }
-}
-
-impl State {
-    /// The lowest number that has no answer yet; if all have, the next.
-    fn first_unanswered(&self) -> u64 {
-        let first = self.pending.iter().find(|(_, pending)| pending.outcome.is_none());
-        first.map_or(self.next_seq, |(first, _)| *first)
-    }
-
-    /// How many requests there were since everything was answered that came before.
-    fn unacknowledged(&self) -> u64 {
-        self.next_seq - self.first_unanswered()
-    }
-
-    /// Sends a request and returns its number. If the connection breaks on the way, the request is
-    /// sent again later.
-    fn send(&mut self, body: Body<'_>) -> Result<u64, ClientError> {
-        let seq = self.next_seq;
-        let acked = self.first_unanswered() - 1;
-        let mut frame = Vec::new();
-        let request = Request { seq, acked, body };
-        maru_protocol::encode(FrameKind::Request, &request, &mut frame)
-            .map_err(ClientError::Unsendable)?;
-        self.next_seq += 1;
-        let sent = Instant::now();
-        if let Some(stream) = &self.stream
-            && let Err(error) = stream.write_all(&frame)
-        {
-            tracing::debug!(%error, "the connection is lost");
-            self.disconnect();
-        }
-        let pending = Pending { frame, sent, abandoned: false, outcome: None };
-        self.pending.insert(seq, pending);
-        Ok(seq)
-    }
-
-    /// Sends everything unanswered again, in its order, over a new connection of the same session.
-    fn resend(&mut self, stream: &Stream) -> io::Result<()> {
-        for pending in self.pending.values_mut().filter(|pending| pending.outcome.is_none()) {
-            pending.sent = Instant::now();
-            stream.write_all(&pending.frame)?;
-        }
-        Ok(())
-    }
-
-    /// A new session takes the place of the old one: what was on its way is lost.
-    fn begin(&mut self, session: Session) {
-        if let Some(old) = self.session.replace(Arc::new(session)) {
-            tracing::warn!(session = %old.id, "a session was lost; a new one begins");
-            old.lose();
-            self.lost.push(old);
-        }
-        self.pending.retain(|_, pending| !pending.abandoned);
-        for pending in self.pending.values_mut() {
-            pending.outcome.get_or_insert(Err(ClientError::SessionLost));
-        }
-    }
-
-    fn disconnect(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            stream.shut_down();
-        }
-    }
-
-    fn take_outcome(&mut self, seq: u64) -> Option<Result<Answer, ClientError>> {
-        let outcome = self.pending.get_mut(&seq)?.outcome.take()?;
-        self.pending.remove(&seq);
-        Some(outcome)
-    }
-
-    fn abandon(&mut self, seq: u64) {
-        if let Some(pending) = self.pending.get_mut(&seq) {
-            pending.abandoned = true;
-        }
-    }
-
-    /// Hands the frames that have come to those who wait for them.
-    fn deliver(&mut self, inbox: &mut Inbox) -> io::Result<()> {
-        let unreadable = |error: maru_protocol::FrameError| io::Error::other(error);
-        while let Some(frame) = inbox.frame().map_err(unreadable)? {
-            match frame.kind {
-                FrameKind::Reply => {
-                    let reply = maru_protocol::decode::<Reply>(frame.body).map_err(unreadable)?;
-                    self.answered(reply);
-                }
-                FrameKind::Refused => {
-                    let refusal = maru_protocol::decode::<Refusal>(frame.body);
-                    return Err(io::Error::other(refusal.map_err(unreadable)?));
-                }
-                kind => {
-                    return Err(io::Error::other(format!("{kind:?} where Reply is expected")));
-                }
-            }
-            let len = frame.len_bytes();
-            inbox.consume(len);
-        }
-        Ok(())
-    }
-
-    fn answered(&mut self, reply: Reply) {
-        let Some(pending) = self.pending.get_mut(&reply.seq) else {
-            return;
-        };
-        let session = self.session.clone();
-        // Only a session that still is one answers; a refusal may be that it is none.
-        if reply.result.is_ok()
-            && let Some(session) = &session
-        {
-            session.confirm(pending.sent);
-        }
-        let ended = matches!(reply.result, Err(Refusal::SessionEnded));
-        if pending.abandoned {
-            self.pending.remove(&reply.seq);
-            if let (Ok(answer), Some(session)) = (reply.result, session) {
-                self.orphans.push((session, answer));
-            }
-        } else {
-            pending.outcome = Some(match reply.result {
-                Err(Refusal::SessionEnded) => Err(ClientError::SessionLost),
-                result => result.map_err(ClientError::Refused),
-            });
-        }
-        if ended {
-            // The next hello begins a new session.
-            self.disconnect();
-        }
     }
 }
