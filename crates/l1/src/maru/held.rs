@@ -1,0 +1,210 @@
+//! What a shared manager keeps in its own books: reservations, and chunks that it holds.
+
+use std::collections::{HashMap, HashSet};
+use std::mem;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use maru_client::{PinnedPage, PrivatePage, ReservedPage};
+
+use crate::clock::TtlLock;
+use crate::object::{ReadBuffer, WriteBuffer};
+use crate::staging::Staging;
+use crate::{ObjectKey, ReadObject};
+
+/// The books. What is resident in the pool is not in them, unless this manager holds it.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) staging: Staging<ReservedPage>,
+    pub(super) held: HashMap<ObjectKey, Held>,
+    /// Keys that a thread is making resident or deleting at the server at this moment.
+    pub(super) changing: HashSet<ObjectKey>,
+    pub(super) closed: bool,
+}
+
+/// A chunk that this manager may read: pinned at the server, or temporary and its own.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) page: Arc<HeldPage>,
+    pub(super) lock: TtlLock,
+    /// Until when it stays although nobody has locked it.
+    idle_until: Duration,
+}
+
+impl State {
+    pub(super) fn new(write_ttl: Duration) -> Self {
+        Self {
+            staging: Staging::new(write_ttl),
+            held: HashMap::new(),
+            changing: HashSet::new(),
+            closed: false,
+        }
+    }
+
+    /// The chunk, if it is held and its session still lives as far as is known. One that was lost
+    /// is forgotten: there is nothing to give back.
+    pub(super) fn held(&mut self, key: &ObjectKey) -> Option<&mut Held> {
+        if self.held.get(key).is_some_and(|held| held.page.is_lost()) {
+            self.held.remove(key);
+        }
+        self.held.get_mut(key)
+    }
+
+    /// Locks a chunk that was just pinned. If another thread was first, its pin serves both, and
+    /// this one is returned.
+    pub(super) fn hold(
+        &mut self,
+        now: Duration,
+        ttl: Duration,
+        key: &ObjectKey,
+        right: Right,
+        read_locks: u32,
+    ) -> (ReadObject, Option<Right>) {
+        let spare = if self.held(key).is_some() {
+            Some(right)
+        } else {
+            let page = Arc::new(HeldPage::new(right));
+            let idle_until = now.saturating_add(ttl);
+            self.held.insert(key.clone(), Held { page, lock: TtlLock::OPEN, idle_until });
+            None
+        };
+        let held = self.held.get_mut(key).expect("found or inserted above");
+        if read_locks > 0 {
+            held.lock.lock(now, ttl, read_locks);
+        }
+        (held.object(), spare)
+    }
+
+    /// Takes the chunks that nobody holds any more: their locks have expired, or they are temporary
+    /// and were not read in time.
+    pub(super) fn take_expired(&mut self, now: Duration) -> Vec<(ObjectKey, Held)> {
+        let expired = |held: &Held| !held.lock.is_locked(now) && now >= held.idle_until;
+        self.held.extract_if(|_, held| expired(held) || held.page.is_lost()).collect()
+    }
+}
+
+impl Held {
+    pub(super) fn object(&self) -> ReadObject {
+        ReadObject::new(Arc::clone(&self.page) as Arc<dyn ReadBuffer>)
+    }
+}
+
+/// The right to read one page.
+#[derive(Debug)]
+pub(super) enum Right {
+    /// A resident chunk of the pool.
+    Pinned(PinnedPage),
+    /// A temporary chunk, known to nobody else.
+    Private(PrivatePage),
+}
+
+impl Right {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Pinned(page) => page.bytes(),
+            Self::Private(page) => page.bytes(),
+        }
+    }
+
+    fn offset(&self) -> u64 {
+        match self {
+            Self::Pinned(page) => page.location().offset(),
+            Self::Private(page) => page.offset(),
+        }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        match self {
+            Self::Pinned(page) => page.confirm(),
+            Self::Private(page) => page.confirm(),
+        }
+        .is_ok()
+    }
+
+    fn is_lost(&self) -> bool {
+        match self {
+            Self::Pinned(page) => page.is_lost(),
+            Self::Private(page) => page.is_lost(),
+        }
+    }
+}
+
+/// A page whose readers can be told that it is over: the pin goes when the manager says so, not when
+/// the last [`ReadObject`] does.
+#[derive(Debug)]
+pub(super) struct HeldPage {
+    bytes: u64,
+    offset: u64,
+    temporary: bool,
+    right: Mutex<Option<Arc<Right>>>,
+}
+
+impl HeldPage {
+    fn new(right: Right) -> Self {
+        Self {
+            bytes: right.bytes().len() as u64,
+            offset: right.offset(),
+            temporary: matches!(right, Right::Private(_)),
+            right: Mutex::new(Some(Arc::new(right))),
+        }
+    }
+
+    pub(super) const fn is_temporary(&self) -> bool {
+        self.temporary
+    }
+
+    fn right(&self) -> Option<Arc<Right>> {
+        self.right.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.right().is_none_or(|right| right.is_lost())
+    }
+
+    /// Ends all reading. The right is the caller's to give back; if a reader is at it just now, that
+    /// one gives it back, a moment later.
+    pub(super) fn end(&self) -> Option<Right> {
+        let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::take(&mut *right).and_then(Arc::into_inner)
+    }
+}
+
+impl ReadBuffer for HeldPage {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn read(&self, read: &mut dyn FnMut(&[u8])) -> bool {
+        // Keeps the pin while the bytes are looked at.
+        let Some(right) = self.right() else {
+            return false;
+        };
+        read(right.bytes());
+        right.is_confirmed()
+    }
+}
+
+impl WriteBuffer for ReservedPage {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        let length = usize::try_from(self.location().length).unwrap_or(usize::MAX);
+        let bytes = self.bytes_mut();
+        let length = length.min(bytes.len());
+        &mut bytes[..length]
+    }
+
+    fn len(&self) -> u64 {
+        self.location().length
+    }
+
+    fn offset(&self) -> u64 {
+        self.location().offset()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost()
+    }
+}

@@ -1,0 +1,162 @@
+//! What goes on behind a shared manager: what has expired is given back, the server hears what was
+//! used, and listeners hear what the server evicts.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use maru_client::PoolEvent;
+
+use super::Shared;
+use crate::ObjectKey;
+use crate::listener::Event;
+
+/// The longest wait between two rounds.
+const ROUND_MAX: Duration = Duration::from_secs(1);
+
+/// The shortest: a time to live of nothing must not keep a core busy.
+const ROUND_MIN: Duration = Duration::from_millis(20);
+
+/// Used keys that wait to be told; what comes on top is not told. Recency is a hint.
+const TOUCHED_MAX: usize = 1 << 16;
+
+/// How long one wait for the server's events takes, so that the end is noticed.
+const EVENTS_WAIT: Duration = Duration::from_millis(500);
+
+/// Keys that were used, for the server to hear of.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    keys: Vec<ObjectKey>,
+    closed: bool,
+}
+
+impl Touched {
+    pub(super) fn push(&self, keys: &[ObjectKey]) {
+        let mut queue = self.lock();
+        let room = TOUCHED_MAX - queue.keys.len();
+        queue.keys.extend(keys.iter().take(room).cloned());
+        drop(queue);
+        self.wake.notify_all();
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Nothing panics while the queue is half changed.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Vec<ObjectKey> {
+        std::mem::take(&mut self.lock().keys)
+    }
+
+    /// Waits for keys, at most so long. `false` at the end.
+    fn wait(&self, time: Duration) -> bool {
+        let queue = self.lock();
+        let idle = |queue: &mut Queue| queue.keys.is_empty() && !queue.closed;
+        let waited = self.wake.wait_timeout_while(queue, time, idle);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.closed
+    }
+}
+
+impl Shared {
+    /// One round. See [`super::MaruL1Manager::keep_up`].
+    pub(super) fn keep_up(&self) {
+        self.sweep();
+        let touched = self.touched.take();
+        self.pool.touch(&touched);
+    }
+
+    /// Gives back what has expired.
+    fn sweep(&self) {
+        let (mut pages, mut rights, mut reclaimed) = (Vec::new(), Vec::new(), Vec::new());
+        self.locked(|state, now| {
+            for key in state.staging.keys() {
+                let expired = state.staging.reclaim(now, &key, false);
+                if !expired.is_empty() {
+                    tracing::warn!(%key, "a reservation has expired; its space is given back");
+                    pages.extend(expired);
+                    reclaimed.push(key);
+                }
+            }
+            let mut dead = Vec::new();
+            for (key, held) in state.take_expired(now) {
+                tracing::warn!(%key, "read locks have expired; the chunk is let go");
+                if held.page.is_temporary() {
+                    dead.push(key);
+                }
+                rights.extend(held.page.end());
+            }
+            self.listeners.queue(Event::Deleted, dead);
+        });
+        let some = !pages.is_empty();
+        drop(pages);
+        self.pool.give_back(rights);
+        if some {
+            self.pool.flush();
+            let gone = self.gone(reclaimed);
+            self.locked(|_, _| self.listeners.queue(Event::Deleted, gone));
+        }
+    }
+
+    /// Tells listeners what left the pool without this manager's doing.
+    fn tell(&self, event: PoolEvent) {
+        match event {
+            PoolEvent::Gone(keys) => {
+                // Who stores under other names than ours is not listened for.
+                let parse = |key: Vec<u8>| String::from_utf8(key).ok()?.parse().ok();
+                let keys: Vec<ObjectKey> = keys.into_iter().filter_map(parse).collect();
+                self.locked(|_, _| self.listeners.queue(Event::Deleted, keys));
+                self.listeners.tell();
+            }
+            PoolEvent::Missed => self.listeners.deletions_missed(),
+        }
+    }
+}
+
+/// Starts the thread that keeps a manager up. It ends with the manager.
+pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let shared = Arc::clone(shared);
+    let ttl = shared.config.read_ttl.min(shared.config.write_ttl);
+    let round = (ttl / 4).clamp(ROUND_MIN, ROUND_MAX);
+    let run = move || {
+        while shared.touched.wait(round) {
+            shared.keep_up();
+            shared.listeners.tell();
+        }
+    };
+    std::thread::Builder::new().name("maru-l1-upkeep".to_owned()).spawn(run)?;
+    Ok(())
+}
+
+/// Starts the thread that listens to the server, once. It ends with the manager.
+pub(super) fn watch(shared: &Arc<Shared>) {
+    if shared.watching.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let watch = match shared.pool.client() {
+        Ok(client) => client.watch(),
+        Err(_) => return,
+    };
+    let (shared, mut watch) = (Arc::clone(shared), watch);
+    let run = move || {
+        while !watch.is_closed() {
+            if let Some(event) = watch.next(EVENTS_WAIT) {
+                shared.tell(event);
+            }
+        }
+    };
+    let started = std::thread::Builder::new().name("maru-l1-events".to_owned()).spawn(run);
+    if let Err(error) = started {
+        tracing::warn!(%error, "what the server evicts will not be told");
+    }
+}

@@ -1,0 +1,182 @@
+//! Chunks in the hands of callers.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+
+use crate::L1Error;
+
+/// Memory that a chunk is written into.
+pub(crate) trait WriteBuffer: fmt::Debug + Send {
+    fn bytes_mut(&mut self) -> &mut [u8];
+    fn len(&self) -> u64;
+    fn offset(&self) -> u64;
+    /// Whether it is known that the memory cannot become resident any more.
+    fn is_lost(&self) -> bool {
+        false
+    }
+}
+
+/// Memory that a chunk is read from.
+pub(crate) trait ReadBuffer: fmt::Debug + Send + Sync {
+    fn len(&self) -> u64;
+    fn offset(&self) -> u64;
+    /// Shows the bytes to `read`. `true` if they were the chunk's all the time.
+    fn read(&self, read: &mut dyn FnMut(&[u8])) -> bool;
+}
+
+/// A resident chunk. Cheap to clone.
+///
+/// The contract allows to read it while its read lock lasts. A read that comes too late is an
+/// error, or right all the same; it never gives wrong bytes. The object keeps the memory mapped,
+/// not the lock.
+#[derive(Debug, Clone)]
+pub struct ReadObject {
+    buffer: Arc<dyn ReadBuffer>,
+}
+
+impl ReadObject {
+    pub(crate) fn new(buffer: Arc<dyn ReadBuffer>) -> Self {
+        Self { buffer }
+    }
+
+    /// The chunk's length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.buffer.len()
+    }
+
+    /// Where it lies in the L1's buffer ([`crate::L1MemoryDesc`]), in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.buffer.offset()
+    }
+
+    /// Lets `read` look at the bytes in place. What it returns counts only if this does not fail:
+    /// `KEY_NOT_READABLE` says that the chunk was not protected all the time.
+    pub fn read<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<T, L1Error> {
+        let (mut read, mut value) = (Some(read), None);
+        let good = self.buffer.read(&mut |bytes| value = read.take().map(|read| read(bytes)));
+        value.filter(|_| good).ok_or(L1Error::KeyNotReadable)
+    }
+}
+
+/// Staged space. Cheap to clone.
+///
+/// It can be written to until the write is finished, discarded, or handed to another writer because
+/// it had expired. So a late writer changes nothing that anybody reads.
+#[derive(Debug, Clone)]
+pub struct WriteObject {
+    slot: Arc<dyn WriteSlot>,
+    bytes: u64,
+    offset: u64,
+}
+
+impl WriteObject {
+    /// Its length in bytes: the layout's.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where it lies in the L1's buffer ([`crate::L1MemoryDesc`]), in bytes.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Lets `write` write the bytes in place; what was there before is undefined.
+    /// `KEY_IN_WRONG_STATE` if they are not this writer's any more. While `write` runs, the space
+    /// is not reclaimed, whatever its age, and the write cannot be finished.
+    pub fn write<T>(&self, write: impl FnOnce(&mut [u8]) -> T) -> Result<T, L1Error> {
+        let mut write = Some(write);
+        let mut value = None;
+        self.slot.with(&mut |bytes| value = write.take().map(|write| write(bytes)));
+        value.ok_or(L1Error::KeyInWrongState)
+    }
+}
+
+trait WriteSlot: fmt::Debug + Send + Sync {
+    /// Calls `write`, unless the memory is gone.
+    fn with(&self, write: &mut dyn FnMut(&mut [u8]));
+}
+
+/// Holds the memory of one reservation until the writer may not write any more.
+#[derive(Debug)]
+pub(crate) struct Slot<B>(Mutex<Option<B>>);
+
+impl<B: WriteBuffer + 'static> Slot<B> {
+    /// A slot, and the writer's access to it.
+    pub(crate) fn new(buffer: B) -> (Arc<Self>, WriteObject) {
+        let (bytes, offset) = (buffer.len(), buffer.offset());
+        let slot = Arc::new(Self(Mutex::new(Some(buffer))));
+        let object = WriteObject { slot: Arc::clone(&slot) as Arc<dyn WriteSlot>, bytes, offset };
+        (slot, object)
+    }
+
+    /// Takes the memory from the writer, for good; `None` while the writer is at it.
+    pub(crate) fn take(&self) -> Option<B> {
+        match self.0.try_lock() {
+            Ok(mut buffer) => buffer.take(),
+            // A writer that panicked is not at it any more. What it left is the writer's to answer
+            // for: whoever finishes says that the bytes are good.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl<B: WriteBuffer> WriteSlot for Slot<B> {
+    fn with(&self, write: &mut dyn FnMut(&mut [u8])) {
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(buffer) = buffer.as_mut() {
+            write(buffer.bytes_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Bytes(Vec<u8>);
+
+    impl WriteBuffer for Bytes {
+        fn bytes_mut(&mut self) -> &mut [u8] {
+            &mut self.0
+        }
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn offset(&self) -> u64 {
+            4096
+        }
+    }
+
+    #[test]
+    fn a_writer_writes_until_the_memory_is_taken() {
+        let (slot, object) = Slot::new(Bytes(vec![0; 3]));
+        assert_eq!((object.bytes(), object.offset()), (3, 4096));
+        assert_eq!(object.write(|bytes| bytes.fill(7)), Ok(()));
+        assert_eq!(slot.take().unwrap().0, [7, 7, 7]);
+        let late = object.write(|bytes| bytes.fill(9));
+        assert_eq!(late, Err(L1Error::KeyInWrongState));
+        assert!(slot.take().is_none());
+    }
+
+    #[test]
+    fn memory_is_not_taken_from_under_a_writer() {
+        let (slot, object) = Slot::new(Bytes(vec![0; 3]));
+        object.write(|_| assert!(slot.take().is_none())).unwrap();
+        assert!(slot.take().is_some());
+    }
+
+    #[test]
+    fn a_panic_inside_a_write_does_not_keep_the_memory() {
+        let (slot, object) = Slot::new(Bytes(vec![0; 3]));
+        let broken = object.clone();
+        let thread = std::thread::spawn(move || broken.write(|_| panic!("on purpose")));
+        assert!(thread.join().is_err());
+        assert!(slot.take().is_some());
+    }
+}
