@@ -226,13 +226,14 @@ impl L1Manager for LocalL1Manager {
             if state.closed {
                 return vec![Err(L1Error::OutOfMemory); writes.len()];
             }
-            let mut pending = Vec::new();
+            let (mut pending, mut discarded) = (Vec::new(), Vec::new());
             let begin = |(index, write): (usize, &Write)| {
                 if state.resident.contains_key(&write.key) {
                     return Err(L1Error::KeyNotWritable);
                 }
                 let (bytes, temporary) = (layout.bytes(), write.temporary);
-                match state.staging.begin(now, &write.key, tag, temporary, bytes) {
+                let staging = &mut state.staging;
+                match staging.begin(now, &write.key, tag, temporary, bytes, &mut discarded) {
                     Begun::Taken => Err(L1Error::KeyNotWritable),
                     Begun::HandedOver(object) => Ok(object),
                     Begun::Pending => {
@@ -243,6 +244,7 @@ impl L1Manager for LocalL1Manager {
             };
             let mut outcomes: Outcomes<WriteObject> =
                 writes.iter().enumerate().map(begin).collect();
+            drop(discarded);
             let mut blocks = self.arena.allocate(layout.bytes(), pending.len()).map(Vec::into_iter);
             for index in pending {
                 let key = &writes[index].key;

@@ -56,6 +56,7 @@ impl<B: WriteBuffer + 'static> Staging<B> {
         self.bytes
     }
 
+    /// Asks for a reservation of `bytes`. One that has expired and does not fit is `discarded`.
     pub(crate) fn begin(
         &mut self,
         now: Duration,
@@ -63,6 +64,7 @@ impl<B: WriteBuffer + 'static> Staging<B> {
         tag: &str,
         temporary: bool,
         bytes: u64,
+        discarded: &mut Vec<B>,
     ) -> Begun {
         let mut lock = TtlLock::OPEN;
         lock.lock(now, self.ttl, 1);
@@ -81,6 +83,7 @@ impl<B: WriteBuffer + 'static> Staging<B> {
             // Made for another layout, or lost with its session: given back, and asked for anew.
             self.bytes -= staged.bytes;
             all.swap_remove(index);
+            discarded.push(buffer);
         }
         all.push(Staged { tag: tag.into(), slot: None, bytes: 0, lock, temporary });
         Begun::Pending

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 const KEYS: u8 = 4;
 const TAGS: [&str; 2] = ["a", "b"];
-const WRITE_TTL: Duration = Duration::from_secs(60);
+const WRITE_TTL: Duration = Duration::from_mins(1);
 const READ_TTL: Duration = Duration::from_secs(30);
 
 /// One step; keys by number.

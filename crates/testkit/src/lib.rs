@@ -2,10 +2,12 @@
 //! panics, and whatever waits gives up after a time that only a hang can take.
 //!
 //! - [`FaultProxy`] stands between a client and a server, and misbehaves on command.
+//! - [`conformance`] is what every L1 manager must do, case by case.
 //! - [`TestPool`] is a server with a small pool of its own, and knows whether anything is left.
 
 use std::time::Duration;
 
+pub mod conformance;
 mod fault;
 mod pool;
 mod rewrite;

@@ -32,7 +32,7 @@ impl Shared {
     ) -> Outcomes<WriteObject> {
         let keys: Vec<ObjectKey> = writes.iter().map(|write| write.key.clone()).collect();
         let stored_meanwhile = self.expired_but_resident(&keys);
-        let mut pending = Vec::new();
+        let (mut pending, mut discarded) = (Vec::new(), Vec::new());
         let mut outcomes: Outcomes<WriteObject> = {
             let (now, mut state) = (self.clock.now(), self.lock());
             let begin = |(index, write): (usize, &Write)| {
@@ -43,7 +43,8 @@ impl Shared {
                     return Err(L1Error::KeyNotWritable);
                 }
                 let (bytes, temporary) = (layout.bytes(), write.temporary);
-                match state.staging.begin(now, &write.key, tag, temporary, bytes) {
+                let staging = &mut state.staging;
+                match staging.begin(now, &write.key, tag, temporary, bytes, &mut discarded) {
                     Begun::Taken => Err(L1Error::KeyNotWritable),
                     Begun::HandedOver(object) => Ok(object),
                     Begun::Pending => {
@@ -54,6 +55,7 @@ impl Shared {
             };
             writes.iter().enumerate().map(begin).collect()
         };
+        self.discard(discarded, Vec::new());
         let asked: Vec<&ObjectKey> = pending.iter().map(|index| &keys[*index]).collect();
         let own_tag = self.next_tag.fetch_add(1, Ordering::Relaxed);
         let reserved = self.pool.reserve(&asked, layout.bytes(), own_tag).unwrap_or_default();
