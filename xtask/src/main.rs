@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 
 /// Tasks of this workspace.
@@ -32,6 +32,17 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Run the conformance suite: what every L1 manager must do, for each that there is.
+    Conformance,
+    /// Have two processes with a shared L1 manager each work at random, against locks that run out.
+    Soak {
+        /// For how long, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Take the L1 managers' rules out one by one, and see whether their tests notice. Takes an hour;
+    /// installs cargo-mutants if it is missing.
+    Mutants,
     /// Run the tests of the memory crate, which has all unsafe code, under the address sanitizer.
     /// Needs a nightly toolchain.
     Asan,
@@ -41,6 +52,9 @@ fn main() -> anyhow::Result<()> {
     match Xtask::parse().task {
         Task::Test { fuzz_seconds } => test(fuzz_seconds),
         Task::Fuzz { seconds } => fuzz(seconds),
+        Task::Conformance => conformance(),
+        Task::Soak { seconds } => soak(seconds),
+        Task::Mutants => mutants(),
         Task::Asan => asan(),
     }
 }
@@ -71,11 +85,43 @@ fn asan() -> anyhow::Result<()> {
     step("memory under the address sanitizer", tests)
 }
 
-fn fuzz(seconds: u32) -> anyhow::Result<()> {
-    let installed = cargo(&["fuzz", "--version"]).output().is_ok_and(|out| out.status.success());
-    if !installed {
-        step("installing cargo-fuzz", cargo(&["install", "cargo-fuzz", "--locked"]))?;
+fn conformance() -> anyhow::Result<()> {
+    // Nothing is said behind its last lines: they are the result.
+    let mut suite = cargo(&["test", "-p", "maru-l1", "--test", "conformance"]);
+    let passed = suite.status().context("cannot run cargo")?.success();
+    ensure!(passed, "the conformance suite failed: see above");
+    Ok(())
+}
+
+fn soak(seconds: u32) -> anyhow::Result<()> {
+    let mut run = cargo(&["test", "-p", "maru-l1", "--test", "soak", "--", "--nocapture"]);
+    run.env("MARU_SOAK_SECONDS", seconds.to_string());
+    step(&format!("two processes for {seconds} s"), run)
+}
+
+fn mutants() -> anyhow::Result<()> {
+    install("cargo-mutants", "mutants")?;
+    let mut run = cargo(&["mutants", "--package", "maru-l1", "--timeout", "40"]);
+    for file in ["staging", "local", "clock", "listener", "object", "contract", "maru/*"] {
+        run.args(["--file", &format!("crates/l1/src/{file}.rs")]);
     }
+    run.args(["--exclude-re", "impl (fmt::)?(Debug|Display)", "--output", "target"]);
+    run.args(["--", "--test", "conformance", "--test", "same", "--test", "shared"]);
+    run.env("PROPTEST_CASES", "48");
+    step("mutants", run)
+}
+
+/// Installs a cargo subcommand if it is missing.
+fn install(package: &str, subcommand: &str) -> anyhow::Result<()> {
+    let installed = cargo(&[subcommand, "--version"]).output();
+    if !installed.is_ok_and(|out| out.status.success()) {
+        step(&format!("installing {package}"), cargo(&["install", package, "--locked"]))?;
+    }
+    Ok(())
+}
+
+fn fuzz(seconds: u32) -> anyhow::Result<()> {
+    install("cargo-fuzz", "fuzz")?;
     for target in ["frame", "directory"] {
         let mut run = cargo(&["+nightly", "fuzz", "run", target, "--"]);
         run.arg(format!("-max_total_time={seconds}")).arg("-verbosity=0");
