@@ -28,6 +28,6 @@ pub use eviction::{EVICTION_INTERVAL, EvictionController, EvictionStatus};
 pub use key::{KeyError, KvRank, ObjectKey};
 pub use layout::{DType, LayoutError, MemoryLayoutDesc};
 pub use listener::L1Listener;
-pub use local::LocalL1Manager;
+pub use local::{LocalL1Error, LocalL1Manager};
 pub use maru::{MaruL1Error, MaruL1Manager};
 pub use object::{ReadObject, WriteObject};

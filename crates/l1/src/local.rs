@@ -12,9 +12,9 @@ use crate::listener::{Event, Listeners};
 use crate::object::{ReadBuffer, WriteBuffer};
 use crate::staging::{Begun, Staging};
 use crate::{
-    Clock, L1Backend, L1Error, L1Listener, L1Manager, L1ManagerConfig, L1ManagerId, L1MemoryDesc,
-    L1Status, MemoryLayoutDesc, MemoryUsage, MonotonicClock, ObjectKey, ObjectState, Outcomes,
-    ReadObject, Write, WriteObject,
+    Clock, L1Backend, L1ConfigError, L1Error, L1Listener, L1Manager, L1ManagerConfig, L1ManagerId,
+    L1MemoryDesc, L1Status, MemoryLayoutDesc, MemoryUsage, MonotonicClock, ObjectKey, ObjectState,
+    Outcomes, ReadObject, Write, WriteObject,
 };
 
 /// [`L1Manager`] over memory of this process: LMCache's stock `L1Manager`.
@@ -77,14 +77,30 @@ impl ReadBuffer for Block {
     }
 }
 
+/// Why a private manager cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalL1Error {
+    /// A setting that cannot be.
+    #[error(transparent)]
+    Config(#[from] L1ConfigError),
+    /// The system does not give the memory.
+    #[error(transparent)]
+    Memory(#[from] ArenaError),
+}
+
 impl LocalL1Manager {
     /// A manager with memory of its own.
-    pub fn new(config: L1ManagerConfig) -> Result<Self, ArenaError> {
+    pub fn new(config: L1ManagerConfig) -> Result<Self, LocalL1Error> {
         Self::with_clock(config, Arc::new(MonotonicClock::default()))
     }
 
     /// The same, with locks that expire by `clock`.
-    pub fn with_clock(config: L1ManagerConfig, clock: Arc<dyn Clock>) -> Result<Self, ArenaError> {
+    pub fn with_clock(
+        config: L1ManagerConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, LocalL1Error> {
+        config.check()?;
         let memory = &config.memory;
         let arena = Arena::new(&ArenaConfig {
             bytes: memory.bytes,

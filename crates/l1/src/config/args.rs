@@ -32,7 +32,7 @@ pub struct L1Args {
     /// Take all memory at the start.
     #[arg(long, help_heading = "L1 memory", overrides_with = "l1_use_lazy")]
     pub no_l1_use_lazy: bool,
-    /// How much of --l1-size-gb to take at the start, in GB. [default: 20] [env:
+    /// How much of --l1-size-gb to take at the start, in GB. [default: 0.25] [env:
     /// MARU_L1_INIT_SIZE_GB]
     #[arg(long, value_name = "GB", help_heading = "L1 memory", allow_negative_numbers = true)]
     pub l1_init_size_gb: Option<String>,

@@ -64,7 +64,8 @@ pub struct L1MemoryConfig {
 }
 
 impl Default for L1MemoryConfig {
-    /// 4 GiB, in time.
+    /// 4 GiB, and a sixteenth of that at the start: LMCache takes 20 GiB then, because it registers
+    /// them with the GPU.
     fn default() -> Self {
         Self { bytes: 4 << 30, initial_bytes: 256 << 20, align_bytes: 4096, huge_pages: false }
     }

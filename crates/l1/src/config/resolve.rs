@@ -5,9 +5,6 @@ use super::error::L1ConfigError;
 use super::layers::{Environment, Kind, Layers};
 use super::{EvictionConfig, L1Args, L1ManagerConfig, L1MemoryConfig, MaruL1Config, flags, value};
 
-/// LMCache's; no more than the whole size.
-const INITIAL_BYTES: u64 = 20 << 30;
-
 /// Settings of the private memory, which a shared L1 takes none of. The size is not among them:
 /// LMCache always gives it.
 const PRIVATE: [&str; 4] = [flags::LAZY, flags::INITIAL_SIZE, flags::ALIGN, flags::HUGE_PAGES];
@@ -106,7 +103,8 @@ impl L1Args {
         let defaults = L1MemoryConfig::default();
         let bytes = size.unwrap_or(defaults.bytes);
         let lazy = lazy.unwrap_or(!huge_pages);
-        let initial = if lazy { initial.unwrap_or(INITIAL_BYTES) } else { bytes };
+        let initial =
+            if lazy { initial.unwrap_or(L1MemoryConfig::default().initial_bytes) } else { bytes };
         Ok(L1MemoryConfig {
             bytes,
             initial_bytes: initial.min(bytes),

@@ -25,9 +25,9 @@ use self::pool::Pool;
 use self::upkeep::Touched;
 use crate::listener::Listeners;
 use crate::{
-    Clock, L1Backend, L1Listener, L1Manager, L1ManagerConfig, L1ManagerId, L1MemoryDesc, L1Status,
-    MaruL1Config, MemoryLayoutDesc, MemoryUsage, MonotonicClock, ObjectKey, ObjectState, Outcomes,
-    ReadObject, Write, WriteObject,
+    Clock, L1Backend, L1ConfigError, L1Listener, L1Manager, L1ManagerConfig, L1ManagerId,
+    L1MemoryDesc, L1Status, LayoutError, MaruL1Config, MemoryLayoutDesc, MemoryUsage,
+    MonotonicClock, ObjectKey, ObjectState, Outcomes, ReadObject, Write, WriteObject,
 };
 
 /// [`L1Manager`] over the shared pool.
@@ -76,9 +76,26 @@ pub enum MaruL1Error {
     /// The configuration has no server.
     #[error("the configuration names no Maru server: give --maru-server-url")]
     NoServer,
+    /// A setting that cannot be.
+    #[error(transparent)]
+    Config(#[from] L1ConfigError),
     /// The server refused, or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A layout that is not of whole tokens.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// No page of the pool is so large.
+    #[error(
+        "a chunk has {bytes} bytes, and the largest page that the pool can have {page_max}: give \
+         the server a larger --region-size, or the model fewer tokens a chunk"
+    )]
+    ChunkTooLarge {
+        /// Bytes of a chunk.
+        bytes: u64,
+        /// Bytes of a region.
+        page_max: u64,
+    },
     /// A thread could not be started.
     #[error("cannot start a thread for the L1's upkeep: {0}")]
     Thread(std::io::Error),
@@ -95,6 +112,7 @@ impl MaruL1Manager {
     /// A manager whose locks expire by `clock`, and that gives back what has expired only when
     /// [`MaruL1Manager::keep_up`] is called: for tests, and for who has a thread for it.
     pub fn with_clock(config: L1ManagerConfig, clock: Arc<dyn Clock>) -> Result<Self, MaruL1Error> {
+        config.check()?;
         let maru: &MaruL1Config = config.maru.as_ref().ok_or(MaruL1Error::NoServer)?;
         let shared = Shared {
             id: L1ManagerId::next(),
@@ -115,6 +133,25 @@ impl MaruL1Manager {
     /// Gives back reservations and read locks whose time is over, and tells the server what was used.
     pub fn keep_up(&self) {
         self.told(Shared::keep_up);
+    }
+
+    /// `register_kv_layout`: says at the start whether chunks of this layout, with so many tokens each,
+    /// can be stored at all. Returns the bytes of a token.
+    ///
+    /// The pool serves any number of layouts at a time and asks for none beforehand; one that is too
+    /// large and was not registered is refused when it is first written, with `OUT_OF_MEMORY`.
+    pub fn register_kv_layout(
+        &self,
+        layout: &MemoryLayoutDesc,
+        tokens_per_chunk: u64,
+    ) -> Result<u64, MaruL1Error> {
+        let token_bytes = layout.bytes_per_token(tokens_per_chunk)?;
+        let regions = self.shared.pool.client()?.regions()?;
+        let page_max = regions.iter().map(|region| region.bytes).max().unwrap_or(0);
+        if layout.bytes() > page_max {
+            return Err(MaruL1Error::ChunkTooLarge { bytes: layout.bytes(), page_max });
+        }
+        Ok(token_bytes)
     }
 
     /// Does `work`, and tells the listeners what came of it. Not before: what they do in turn must

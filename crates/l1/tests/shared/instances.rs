@@ -1,6 +1,9 @@
 //! Several instances on one pool.
 
-use maru_l1::{L1Error, L1Manager, ObjectKey, Write};
+use maru_l1::{
+    L1Error, L1Manager, L1ManagerConfig, LayoutError, LocalL1Manager, MaruL1Config, MaruL1Error,
+    MaruL1Manager, MemoryLayoutDesc, ObjectKey, Write,
+};
 use maru_testkit::TestPool;
 
 use crate::{Instance, PAGE, Teller, WATCHDOG, filled_with, key, keys, layout};
@@ -157,6 +160,33 @@ fn keys_of_other_users_are_cleared_too_and_not_told() {
     a.manager.clear(false);
     assert_eq!(told.recv().unwrap(), ("deleted_by_manager", keys(1)));
     assert_eq!(pool.stats().pages_resident, 0);
+}
+
+#[test]
+fn a_layout_that_can_never_be_stored_is_known_at_the_start() {
+    let (_pool, a, _b) = two();
+    let opaque = |bytes| MemoryLayoutDesc::opaque(bytes).unwrap();
+    assert_eq!(a.manager.register_kv_layout(&opaque(PAGE), 256).unwrap(), PAGE / 256);
+    let uneven = a.manager.register_kv_layout(&opaque(PAGE + 1), 256).unwrap_err();
+    assert!(matches!(uneven, MaruL1Error::Layout(LayoutError::Tokens { tokens: 256, .. })));
+    let huge = a.manager.register_kv_layout(&opaque(1 << 30), 256).unwrap_err();
+    assert!(huge.to_string().contains("--region-size"), "{huge}");
+    let write = [Write::retained(key(0))];
+    let refused = a.manager.reserve_write(&write, &opaque(1 << 30), "").remove(0);
+    assert!(refused.is_err_and(|error| error == L1Error::OutOfMemory));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_is_refused() {
+    let pool = TestPool::start(4 << 20);
+    let maru = MaruL1Config { in_flight_max: 0, ..MaruL1Config::new(pool.endpoint()) };
+    let config = L1ManagerConfig { maru: Some(maru), ..L1ManagerConfig::default() };
+    let refused = MaruL1Manager::new(config).unwrap_err().to_string();
+    assert!(refused.contains("--maru-max-inflight is 0"), "{refused}");
+    let config = L1ManagerConfig { read_ttl: std::time::Duration::ZERO, ..Default::default() };
+    let refused = LocalL1Manager::new(config).unwrap_err().to_string();
+    assert!(refused.contains("--l1-read-ttl-seconds is 0"), "{refused}");
+    assert!(matches!(MaruL1Manager::new(L1ManagerConfig::default()), Err(MaruL1Error::NoServer)));
 }
 
 #[test]

@@ -183,7 +183,11 @@ fn the_books_are_in_order(subject: &Subject) {
 
 fn managers_have_ids_of_their_own(subject: &Subject) {
     let other = maru_l1::LocalL1Manager::new(maru_l1::L1ManagerConfig {
-        memory: maru_l1::L1MemoryConfig { bytes: 4096, ..maru_l1::L1MemoryConfig::default() },
+        memory: maru_l1::L1MemoryConfig {
+            bytes: 4096,
+            initial_bytes: 4096,
+            ..maru_l1::L1MemoryConfig::default()
+        },
         ..maru_l1::L1ManagerConfig::default()
     });
     let other = other.expect("a page of memory");
