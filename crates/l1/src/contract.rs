@@ -292,6 +292,49 @@ pub struct L1Status {
     pub read_ttl_seconds: f64,
 }
 
+/// Numbers of chunks that a manager keeps, staged or resident.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    all: u64,
+    locked: u64,
+    temporary: u64,
+}
+
+impl Counts {
+    /// Counts chunks, each of which is locked or not, and temporary or not.
+    pub(crate) fn of(chunks: impl Iterator<Item = (bool, bool)>) -> Self {
+        chunks.fold(Self::default(), |counts, (locked, temporary)| Self {
+            all: counts.all + 1,
+            locked: counts.locked + u64::from(locked),
+            temporary: counts.temporary + u64::from(temporary),
+        })
+    }
+}
+
+impl L1Status {
+    /// The status of a manager that keeps so many chunks.
+    pub(crate) fn of(manager: &dyn L1Manager, resident: Counts, staged: Counts) -> Self {
+        let (usage, config) = (manager.memory_usage(), manager.config());
+        let capacity = manager.capacity_bytes_by_backend();
+        Self {
+            is_healthy: manager.memcheck(),
+            total_object_count: resident.all + staged.all,
+            write_locked_count: staged.locked,
+            read_locked_count: resident.locked,
+            temporary_count: resident.temporary + staged.temporary,
+            staging_object_count: staged.all,
+            staging_bytes: manager.staging_memory_usage(),
+            memory_used_bytes: usage.used_bytes,
+            memory_total_bytes: usage.total_bytes,
+            memory_configured_bytes: capacity.values().sum(),
+            capacity_bytes_by_backend: capacity,
+            memory_usage_ratio: usage.ratio(),
+            write_ttl_seconds: config.write_ttl.as_secs_f64(),
+            read_ttl_seconds: config.read_ttl.as_secs_f64(),
+        }
+    }
+}
+
 /// Brings a number of read locks into its range; says so if it was not.
 pub(crate) fn clamp_read_locks(read_locks: u32) -> u32 {
     let clamped = read_locks.clamp(1, READ_LOCKS_MAX);

@@ -1,5 +1,37 @@
-//! The L1 cache of LMCache's multi-process mode: one contract, [`L1Manager`], over private DRAM
-//! ([`LocalL1Manager`]) and over the shared pool ([`MaruL1Manager`]).
+//! The L1 cache of LMCache's multi-process mode: one contract, two managers.
+//!
+//! [`L1Manager`] is what a cache server asks of its first tier: stage a chunk, finish it, lock it for
+//! reading, give it back. [`LocalL1Manager`] does that over private DRAM, [`MaruL1Manager`] over the
+//! pool that many instances share, and code that knows the contract need not know which it has.
+//! Errors are values, one a key ([`L1Error`]); an [`L1Listener`] hears what happens.
+//!
+//! [`L1ManagerConfig`] says what either is made from; [`L1Args`] reads it from flags, environment and
+//! a file. An [`EvictionController`] evicts from a private L1; a shared one's server does so itself.
+//!
+//! ```
+//! use maru_l1::{
+//!     KvRank, L1Manager, L1ManagerConfig, L1MemoryConfig, LocalL1Manager, MemoryLayoutDesc,
+//!     ObjectKey, Write,
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let memory = L1MemoryConfig { bytes: 1 << 20, initial_bytes: 1 << 20, ..Default::default() };
+//! let config = L1ManagerConfig { memory, ..L1ManagerConfig::default() };
+//! let l1: Box<dyn L1Manager> = Box::new(LocalL1Manager::new(config)?);
+//!
+//! let key = ObjectKey::new("org/model", KvRank::pack(1, 0, 1, 0), &[0xc0, 0xff], 0, "")?;
+//! let layout = MemoryLayoutDesc::opaque(64 << 10)?;
+//! for staged in l1.reserve_write(&[Write::retained(key.clone())], &layout, "store") {
+//!     staged?.write(|bytes| bytes.fill(7))?;
+//! }
+//! l1.finish_write(&[key.clone()], "store").remove(0)?;
+//!
+//! let chunk = l1.reserve_read(&[key.clone()], 1).remove(0)?;
+//! assert_eq!(chunk.read(|bytes| bytes[0])?, 7);
+//! l1.finish_read(&[key], 1).remove(0)?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod clock;
 mod config;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use maru_memory::{Arena, ArenaConfig, ArenaError, Block, BlockMut};
 
 use crate::clock::TtlLock;
-use crate::contract::{clamp_read_locks, succeeded};
+use crate::contract::{Counts, clamp_read_locks, succeeded};
 use crate::listener::{Event, Listeners};
 use crate::object::{ReadBuffer, WriteBuffer};
 use crate::staging::{Begun, Staging};
@@ -400,29 +400,13 @@ impl L1Manager for LocalL1Manager {
     }
 
     fn report_status(&self) -> L1Status {
-        let (usage, capacity) = (self.memory_usage(), self.capacity_bytes_by_backend());
-        let is_healthy = self.memcheck();
-        let (now, state) = (self.clock.now(), self.lock());
-        let [staged, live, temporary] = state.staging.counts(now);
-        let count = |is: &dyn Fn(&Resident) -> bool| {
-            state.resident.values().filter(|resident| is(resident)).count() as u64
+        let (resident, staged) = {
+            let (now, state) = (self.clock.now(), self.lock());
+            let resident = state.resident.values();
+            let resident = resident.map(|one| (one.lock.is_locked(now), one.temporary));
+            (Counts::of(resident), state.staging.counts(now))
         };
-        L1Status {
-            is_healthy,
-            total_object_count: state.resident.len() as u64 + staged,
-            write_locked_count: live,
-            read_locked_count: count(&|resident| resident.lock.is_locked(now)),
-            temporary_count: count(&|resident| resident.temporary) + temporary,
-            staging_object_count: staged,
-            staging_bytes: state.staging.bytes(),
-            memory_used_bytes: usage.used_bytes,
-            memory_total_bytes: usage.total_bytes,
-            memory_configured_bytes: capacity.values().sum(),
-            capacity_bytes_by_backend: capacity,
-            memory_usage_ratio: usage.ratio(),
-            write_ttl_seconds: self.config.write_ttl.as_secs_f64(),
-            read_ttl_seconds: self.config.read_ttl.as_secs_f64(),
-        }
+        L1Status::of(self, resident, staged)
     }
 
     fn memcheck(&self) -> bool {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::TtlLock;
+use crate::contract::Counts;
 use crate::object::{Slot, WriteBuffer};
 use crate::{L1Error, ObjectKey, WriteObject};
 
@@ -179,11 +180,9 @@ impl<B: WriteBuffer + 'static> Staging<B> {
         self.by_key.keys().cloned().collect()
     }
 
-    /// How many reservations there are: all, live, temporary.
-    pub(crate) fn counts(&self, now: Duration) -> [u64; 3] {
-        let all = || self.by_key.values().flatten();
-        let live = all().filter(|staged| staged.lock.is_locked(now)).count();
-        let temporary = all().filter(|staged| staged.temporary).count();
-        [all().count() as u64, live as u64, temporary as u64]
+    /// How many reservations there are: those that are locked are live.
+    pub(crate) fn counts(&self, now: Duration) -> Counts {
+        let all = self.by_key.values().flatten();
+        Counts::of(all.map(|staged| (staged.lock.is_locked(now), staged.temporary)))
     }
 }

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use maru_l1::{
@@ -12,6 +12,7 @@ use maru_l1::{
     Write, WriteObject,
 };
 use maru_testkit::TestPool;
+use maru_testkit::conformance::{Recorder, Told};
 use proptest::prelude::*;
 
 const KEYS: u8 = 4;
@@ -99,48 +100,6 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Writes down what it is told, a line a key.
-#[derive(Debug, Default)]
-struct Recorder(Mutex<Vec<String>>);
-
-impl Recorder {
-    fn note(&self, event: &str, keys: &[ObjectKey]) {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        notes.extend(keys.iter().map(|key| format!("{event} {key}")));
-    }
-
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl L1Listener for Recorder {
-    fn reserved_read(&self, keys: &[ObjectKey]) {
-        self.note("reserved_read", keys);
-    }
-    fn read_finished(&self, keys: &[ObjectKey]) {
-        self.note("read_finished", keys);
-    }
-    fn reserved_write(&self, keys: &[ObjectKey]) {
-        self.note("reserved_write", keys);
-    }
-    fn write_finished(&self, keys: &[ObjectKey]) {
-        self.note("write_finished", keys);
-    }
-    fn finish_write_and_reserve_read(&self, keys: &[ObjectKey]) {
-        self.note("finish_write_and_reserve_read", keys);
-    }
-    fn deleted_by_manager(&self, keys: &[ObjectKey]) {
-        self.note("deleted_by_manager", keys);
-    }
-    fn accessed(&self, keys: &[ObjectKey]) {
-        self.note("accessed", keys);
-    }
-    fn deletions_missed(&self) {
-        self.note("deletions_missed", &[key(0)]);
-    }
-}
-
 fn key(number: u8) -> ObjectKey {
     ObjectKey::new("model", KvRank::pack(1, 0, 1, 0), &[number; 32], 0, "").unwrap()
 }
@@ -210,7 +169,7 @@ impl Side {
             }
             Op::Advance { .. } => String::new(),
         };
-        let mut seen = self.recorder.take();
+        let mut seen: Vec<String> = self.recorder.take().into_iter().flat_map(lines).collect();
         if matches!(op, Op::Clear { .. }) {
             // In which order things are cleared is nobody's business.
             seen.sort();
@@ -223,6 +182,11 @@ impl Side {
         seen.push(format!("{usage} bytes, {} staged", manager.staging_memory_usage()));
         seen
     }
+}
+
+/// A line a key.
+fn lines((event, keys): Told) -> Vec<String> {
+    keys.iter().map(|key| format!("{event} {key}")).collect()
 }
 
 /// Errors, or the byte that fills each chunk. What nobody has written to is not compared.

@@ -23,6 +23,7 @@ use maru_protocol::Presence;
 use self::held::{Right, State};
 use self::pool::Pool;
 use self::upkeep::Touched;
+use crate::contract::Counts;
 use crate::listener::Listeners;
 use crate::{
     Clock, L1Backend, L1ConfigError, L1Listener, L1Manager, L1ManagerConfig, L1ManagerId,
@@ -351,28 +352,13 @@ impl L1Manager for MaruL1Manager {
     }
 
     fn report_status(&self) -> L1Status {
-        let (usage, capacity) = (self.memory_usage(), self.capacity_bytes_by_backend());
-        let is_healthy = self.memcheck();
-        let (now, state) = (self.shared.clock.now(), self.shared.lock());
-        let [staged, live, temporary] = state.staging.counts(now);
-        let locked = state.held.values().filter(|held| held.lock.is_locked(now)).count() as u64;
-        let own = state.held.values().filter(|held| held.page.is_temporary()).count() as u64;
-        L1Status {
-            is_healthy,
-            total_object_count: state.held.len() as u64 + staged,
-            write_locked_count: live,
-            read_locked_count: locked,
-            temporary_count: own + temporary,
-            staging_object_count: staged,
-            staging_bytes: state.staging.bytes(),
-            memory_used_bytes: usage.used_bytes,
-            memory_total_bytes: usage.total_bytes,
-            memory_configured_bytes: capacity.values().sum(),
-            capacity_bytes_by_backend: capacity,
-            memory_usage_ratio: usage.ratio(),
-            write_ttl_seconds: self.shared.config.write_ttl.as_secs_f64(),
-            read_ttl_seconds: self.shared.config.read_ttl.as_secs_f64(),
-        }
+        let (held, staged) = {
+            let (now, state) = (self.shared.clock.now(), self.shared.lock());
+            let held = state.held.values();
+            let held = held.map(|one| (one.lock.is_locked(now), one.page.is_temporary()));
+            (Counts::of(held), state.staging.counts(now))
+        };
+        L1Status::of(self, held, staged)
     }
 
     /// Whether the server answers, and has found its rules kept and every byte accounted for.

@@ -13,7 +13,7 @@ mod subject;
 mod threads;
 mod writing;
 
-pub use subject::{Evictor, Factory, PAGE, READ_TTL, Subject, WRITE_TTL};
+pub use subject::{Evictor, Factory, PAGE, READ_TTL, Recorder, Subject, Told, WRITE_TTL};
 
 /// One thing that a manager must do.
 #[derive(Debug, Clone, Copy)]

@@ -164,12 +164,12 @@ pub(super) fn ok(count: usize) -> Outcomes<()> {
     vec![Ok(()); count]
 }
 
-/// One thing that was told.
-pub(super) type Told = (&'static str, Vec<ObjectKey>);
+/// One thing that was told: the listener's method, and the keys.
+pub type Told = (&'static str, Vec<ObjectKey>);
 
-/// Writes down what it is told.
+/// A listener that writes down what it is told.
 #[derive(Debug, Default)]
-pub(super) struct Recorder(Mutex<Vec<Told>>);
+pub struct Recorder(Mutex<Vec<Told>>);
 
 impl Recorder {
     fn note(&self, event: &'static str, keys: &[ObjectKey]) {
@@ -177,7 +177,7 @@ impl Recorder {
     }
 
     /// What was told since this was last asked.
-    pub(super) fn take(&self) -> Vec<Told> {
+    pub fn take(&self) -> Vec<Told> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -203,5 +203,8 @@ impl L1Listener for Recorder {
     }
     fn accessed(&self, keys: &[ObjectKey]) {
         self.note("accessed", keys);
+    }
+    fn deletions_missed(&self) {
+        self.note("deletions_missed", &[]);
     }
 }
