@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use maru_client::ClientError;
+use maru_l1::L1ConfigError;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -55,11 +56,11 @@ enum LogFormat {
 enum Command {
     /// Serve a pool. Without flags: 1 GiB in /dev/shm, for this user, on this host.
     Serve(serve::Serve),
-    /// Replay a request trace over private pools and over a shared one, and compare.
+    /// Replay a request trace over private L1 caches and over a shared one, and compare.
     Replay(Box<replay::Replay>),
     /// One instance of a replay; started by `maru replay`.
     #[command(hide = true)]
-    ReplayInstance(replay::instance::ReplayInstance),
+    ReplayInstance,
     /// Numbers of a running server: pages by state, hits, evictions, sessions.
     Stat(inspect::Stat),
     /// List the keys in the pool.
@@ -101,7 +102,7 @@ fn main() -> ExitCode {
     let result = match maru.command {
         Command::Serve(serve) => serve.run(),
         Command::Replay(replay) => replay.run(),
-        Command::ReplayInstance(instance) => instance.run(),
+        Command::ReplayInstance => replay::instance::run(),
         Command::Stat(stat) => stat.run(),
         Command::Ls(ls) => ls.run(),
         Command::Pins(pins) => pins.run(),
@@ -124,6 +125,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(ClientError::Unreachable { .. } | ClientError::Timeout { .. }) => 3,
         _ if error.is::<Defect>() => 4,
         _ if error.is::<WrongUsage>() || error.is::<trace::SettingsError>() => 2,
+        _ if error.is::<L1ConfigError>() => 2,
         _ => 1,
     }
 }

@@ -1,6 +1,8 @@
 //! What a block is called and what is in it: both follow from its number, so any instance can check
 //! what another wrote.
 
+use maru_l1::{KeyError, KvRank, ObjectKey};
+
 /// Mixes the bits of a number well (the output function of SplitMix64).
 const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -13,21 +15,21 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Names and contents of one replay's blocks.
 #[derive(Debug, Clone)]
 pub(crate) struct Blocks {
-    /// Keeps the keys of one replay apart from those of another on the same server.
-    run: String,
+    model: String,
     seed: u64,
 }
 
 impl Blocks {
-    pub(crate) const fn new(run: String, seed: u64) -> Self {
-        Self { run, seed }
+    /// `run` keeps the keys of one replay apart from those of another on the same server.
+    pub(crate) fn new(run: &str, seed: u64) -> Self {
+        Self { model: format!("replay-{run}"), seed }
     }
 
-    /// The block's key, shaped like LMCache's: model, kv rank, chunk hash, object group.
-    pub(crate) fn key(&self, block: u64) -> String {
-        let hash = |part: u64| mix(self.first_word(block).wrapping_add(part));
-        let (a, b, c, d) = (hash(1), hash(2), hash(3), hash(4));
-        format!("replay-{}@00000000@{a:016x}{b:016x}{c:016x}{d:016x}@0", self.run)
+    /// The block's key.
+    pub(crate) fn key(&self, block: u64) -> Result<ObjectKey, KeyError> {
+        let word = |part: u64| mix(self.first_word(block).wrapping_add(part)).to_be_bytes();
+        let hash = [word(1), word(2), word(3), word(4)].concat();
+        ObjectKey::new(&self.model, KvRank(0), &hash, 0, "")
     }
 
     fn first_word(&self, block: u64) -> u64 {
@@ -69,7 +71,7 @@ mod tests {
     use super::*;
 
     fn blocks(seed: u64) -> Blocks {
-        Blocks::new("test".to_owned(), seed)
+        Blocks::new("test", seed)
     }
 
     #[test]
@@ -94,9 +96,10 @@ mod tests {
 
     #[test]
     fn keys_differ() {
-        let keys: std::collections::BTreeSet<String> =
-            (0..10_000).map(|block| blocks(1).key(block)).collect();
+        let keys: std::collections::BTreeSet<ObjectKey> =
+            (0..10_000).map(|block| blocks(1).key(block).unwrap()).collect();
         assert_eq!(keys.len(), 10_000);
-        assert_eq!(blocks(1).key(0).len(), "replay-test@00000000@@0".len() + 64);
+        let first = blocks(1).key(0).unwrap();
+        assert_eq!(first.as_str().len(), "replay-test@00000000@@0".len() + 64);
     }
 }

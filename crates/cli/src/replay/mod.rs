@@ -2,11 +2,16 @@
 
 mod block;
 pub(crate) mod instance;
-mod pools;
+mod order;
+mod plan;
+mod pool;
+mod process;
 mod report;
 mod result;
 mod run;
 mod summary;
+mod tally;
+mod watcher;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -15,24 +20,41 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
+use maru_l1::{L1Args, MaruL1Config};
 use maru_memory::parse_bytes;
-use maru_protocol::Endpoint;
+use maru_protocol::PAGE_ALIGN;
 
-use self::pools::{OwnPool, PAGE_ALIGN};
+use self::plan::Plan;
+use self::pool::OwnPool;
 use self::report::ReportFile;
-use self::result::{Comparison, ReplayOptions, TraceInfo};
+use self::result::{Comparison, ReplayOptions, Run, TraceInfo};
 use self::run::Dispatch;
 use crate::trace::{BadLines, GeneratorSettings, Trace, generate, read};
-use crate::{Defect, WrongUsage, output, signals};
+use crate::{Defect, output, signals};
 
-/// The largest pool that one directory takes, in bytes.
-const POOL_BYTES_MAX: u128 = 16 << 40;
+const L1_SIZE_HELP: &str = "\
+The size of each instance's private L1, in GB of 2^30 bytes; a shared one is as large as all of them \
+together. Without this flag, their sizes follow from --capacity-blocks";
 
-/// Replay a request trace over private pools and over a shared one, and compare.
+const SERVER_HELP: &str = "\
+Use this running server for the shared L1: maru://HOST:PORT, tcp://HOST:PORT, unix:///PATH or /PATH. Its \
+pool should be empty and hold --capacity-blocks. Default: a server of the replay's own [env: \
+MARU_SERVER_URL]";
+
+const INSTANCE_HELP: &str = "\
+Begins the instances' names: NAME-0, NAME-1 and so on. Default: the replay's process and `shared` [env: \
+MARU_INSTANCE_ID]";
+
+/// Replay a request trace over private L1 caches and over a shared one, and compare.
 ///
 /// Starts instances as processes and gives them the requests in turn. Each takes what is cached of
-/// its request's prefix out of the pool and verifies every byte, then stores the rest.
+/// its request's prefix out of its L1 and verifies every byte, then stores the rest.
 #[derive(Debug, Args)]
+#[command(mut_arg("l1_size_gb", |arg| arg.help(L1_SIZE_HELP)))]
+#[command(mut_arg("maru_server_url", |arg| arg.help(SERVER_HELP)))]
+#[command(mut_arg("maru_instance_id", |arg| arg.help(INSTANCE_HELP)))]
+#[command(mut_arg("eviction_trigger_watermark", |arg| arg.hide(true)))]
+#[command(mut_arg("eviction_ratio", |arg| arg.hide(true)))]
 pub(crate) struct Replay {
     /// The trace: a JSON object a line. Default: one made up by `maru trace generate`.
     #[arg(long, value_name = "FILE")]
@@ -47,8 +69,10 @@ pub(crate) struct Replay {
     /// How many serving instances.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     instances: u32,
-    /// The pools' capacity in blocks, of all instances together.
-    #[arg(long, value_name = "N", default_value_t = 16_000, value_parser = clap::value_parser!(u64).range(1..))]
+    /// How many blocks the L1s of all instances hold together; a private one holds its share. Give
+    /// this, or --l1-size-gb.
+    #[arg(long, value_name = "N", default_value_t = 16_000, conflicts_with = "l1_size_gb")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     capacity_blocks: u64,
     /// The size of a block's KV in bytes.
     #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = page_size)]
@@ -59,33 +83,31 @@ pub(crate) struct Replay {
     /// Seeds the blocks' contents, and the trace if it is made up.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Which pools to try.
+    /// Which L1 to try.
     #[arg(long, value_enum, default_value_t)]
-    pools: Pools,
-    /// How the instances reach the shared pool's server.
-    #[arg(long, value_enum, default_value_t)]
-    transport: Transport,
-    /// Use this running server for the shared pool; repeat to have the instances take turns on its
-    /// addresses. Its pool should be empty and hold --capacity-blocks.
-    #[arg(long, value_name = "URL", conflicts_with = "transport")]
-    server: Vec<Endpoint>,
+    l1: L1Kind,
+    /// How the instances reach the replay's own server, without --maru-server-url [default: unix].
+    #[arg(long, value_enum)]
+    transport: Option<Transport>,
     /// Also write a page with plots.
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    l1_args: L1Args,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum Pools {
+enum L1Kind {
     /// Private ones, then a shared one of the same total size.
     #[default]
     Both,
-    /// One pool an instance.
-    Private,
-    /// One pool for all.
-    Shared,
+    /// A private one an instance, in its own memory.
+    Local,
+    /// One for all, in the pool of a server.
+    Maru,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -111,10 +133,10 @@ impl Transport {
 
 impl Replay {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        self.check_capacity()?;
+        let plan = Plan::new(&self)?;
         // Before the minutes of work, not after them.
         let report = self.report.as_deref().map(ReportFile::open).transpose()?;
-        let comparison = self.compare()?;
+        let comparison = self.compare(&plan)?;
         if self.json {
             output::print_json(&comparison)?;
         } else {
@@ -129,65 +151,12 @@ impl Replay {
         }
     }
 
-    fn check_capacity(&self) -> Result<(), WrongUsage> {
-        if self.capacity_blocks < u64::from(self.instances) {
-            let problem = "--capacity-blocks is less than one block an instance: raise it";
-            return Err(WrongUsage(problem.to_owned()));
-        }
-        let page = u128::from(self.page_size.next_multiple_of(PAGE_ALIGN));
-        if u128::from(self.capacity_blocks) * page > POOL_BYTES_MAX {
-            let size = output::bytes(self.page_size);
-            return Err(WrongUsage(format!(
-                "--capacity-blocks {} of {size} are more than a pool can have, 16 TiB: lower it",
-                self.capacity_blocks,
-            )));
-        }
-        Ok(())
-    }
-
-    /// Whether the servers that were named can take part. Says so if the comparison is not fair.
-    fn check_servers(&self) -> anyhow::Result<()> {
-        let mut epoch = None;
-        for server in &self.server {
-            let client = run::watch(server, &format!("{}-check", std::process::id()))?;
-            let here = client.stats()?.epoch;
-            ensure!(
-                epoch.is_none_or(|first| first == here),
-                "{server} is another server than {}: give addresses of one server",
-                self.server[0]
-            );
-            if epoch.replace(here).is_some() {
-                continue;
-            }
-            let regions = client.regions()?;
-            let largest = regions.iter().map(|region| region.bytes).max().unwrap_or(0);
-            ensure!(
-                self.page_size <= largest,
-                "no region of {server} holds a page of {}, the largest has {}: lower --page-size, \
-                 or give that server a larger --region-size",
-                output::bytes(self.page_size),
-                output::bytes(largest),
-            );
-            let page = self.page_size.next_multiple_of(PAGE_ALIGN);
-            let blocks: u64 = regions.iter().map(|region| region.bytes / page).sum();
-            if blocks != self.capacity_blocks {
-                tracing::warn!(
-                    "{server} has room for {} blocks, not for the {} of --capacity-blocks: the \
-                     shared pool is not as large as the private ones",
-                    output::count(blocks),
-                    output::count(self.capacity_blocks),
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn compare(&self) -> anyhow::Result<Comparison> {
+    fn compare(&self, plan: &Plan) -> anyhow::Result<Comparison> {
         let (trace, info) = self.load()?;
-        if self.pools != Pools::Private {
-            self.check_servers()?;
+        if let Some(maru) = &plan.named {
+            self.check_server(maru, plan.capacity_blocks)?;
         }
-        // Ctrl-C ends the replay in good order: else its pools would stay behind in /dev/shm.
+        // Ctrl-C ends the replay in good order: else its pool would stay behind in /dev/shm.
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in signals::ending() {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))
@@ -200,45 +169,63 @@ impl Replay {
             speed_up: self.speed_up,
             seed: self.seed,
         };
-        let folder = tempfile::tempdir().context("cannot make a folder for sockets")?;
-        let private = if self.pools == Pools::Shared {
-            None
-        } else {
-            let pools = (0..self.instances)
-                .map(|index| {
-                    let pages = share(self.capacity_blocks, self.instances, index);
-                    let name = format!("private-{index}");
-                    OwnPool::start(folder.path(), &name, pages, self.page_size, false)
-                })
-                .collect::<anyhow::Result<Vec<_>>>()?;
-            let endpoints: Vec<Endpoint> =
-                pools.iter().filter_map(|pool| pool.endpoint(false)).collect();
-            Some(dispatch.run("private pools", &endpoints, &endpoints)?)
+        let private = match self.l1 {
+            L1Kind::Maru => None,
+            _ => Some(dispatch.run("private L1s", &plan.private()?)?),
         };
-        let shared = match self.pools {
-            Pools::Private => None,
-            _ if self.server.is_empty() => {
-                let (pages, tcp) = (self.capacity_blocks, self.transport != Transport::Unix);
-                let pool = OwnPool::start(folder.path(), "shared", pages, self.page_size, tcp)?;
-                let endpoints: Vec<Endpoint> = (0..self.instances)
-                    .filter_map(|index| pool.endpoint(self.transport.is_tcp(index)))
-                    .collect();
-                Some(dispatch.run("shared pool", &endpoints, &endpoints[..1])?)
-            }
-            _ => {
-                let turns = self.server.iter().cycle().take(self.instances as usize);
-                let endpoints: Vec<Endpoint> = turns.cloned().collect();
-                Some(dispatch.run("shared pool", &endpoints, &endpoints[..1])?)
-            }
+        let shared = match self.l1 {
+            L1Kind::Local => None,
+            _ => Some(self.run_shared(plan, &dispatch)?),
         };
         let options = ReplayOptions {
             instances: self.instances,
-            capacity_blocks: self.capacity_blocks,
+            capacity_blocks: plan.capacity_blocks,
             page_bytes: self.page_size,
+            eviction_policy: plan.private.eviction.policy,
             speed_up: self.speed_up,
             seed: self.seed,
         };
         Ok(Comparison { trace: info, options, private, shared })
+    }
+
+    fn run_shared(&self, plan: &Plan, dispatch: &Dispatch<'_>) -> anyhow::Result<Run> {
+        const TITLE: &str = "shared L1";
+        if plan.named.is_some() {
+            return dispatch.run(TITLE, &plan.shared(|_| None)?);
+        }
+        let folder = tempfile::tempdir().context("cannot make a folder for a socket")?;
+        let transport = self.transport.unwrap_or_default();
+        let tcp = transport != Transport::Unix;
+        let pool = OwnPool::start(folder.path(), plan.capacity_blocks, self.page_size, tcp)?;
+        dispatch.run(TITLE, &plan.shared(|index| pool.endpoint(transport.is_tcp(index)))?)
+    }
+
+    /// Whether the server that was named can take part. Says so if the comparison is not fair.
+    fn check_server(&self, maru: &MaruL1Config, capacity_blocks: u64) -> anyhow::Result<()> {
+        let server = &maru.server;
+        if self.l1_args.maru_server_url.is_none() {
+            tracing::info!(%server, "the shared L1 is on the server of MARU_SERVER_URL or --l1-config");
+        }
+        let regions = watcher::connect(maru)?.regions()?;
+        let largest = regions.iter().map(|region| region.bytes).max().unwrap_or(0);
+        ensure!(
+            self.page_size <= largest,
+            "no region of {server} holds a page of {}, the largest has {}: lower --page-size, or \
+             give that server a larger --region-size",
+            output::bytes(self.page_size),
+            output::bytes(largest),
+        );
+        let page = self.page_size.next_multiple_of(PAGE_ALIGN);
+        let blocks: u64 = regions.iter().map(|region| region.bytes / page).sum();
+        if blocks != capacity_blocks {
+            tracing::warn!(
+                "{server} has room for {} blocks, not for the {} of --capacity-blocks: the shared \
+                 L1 is not as large as the private ones",
+                output::count(blocks),
+                output::count(capacity_blocks),
+            );
+        }
+        Ok(())
     }
 
     fn load(&self) -> anyhow::Result<(Trace, TraceInfo)> {
@@ -279,23 +266,4 @@ fn page_size(text: &str) -> Result<u64, String> {
 fn factor(text: &str) -> Result<f64, &'static str> {
     let factor = text.parse().ok().filter(|factor: &f64| factor.is_finite() && *factor > 0.0);
     factor.ok_or("give a number above 0, or leave it out to go as fast as it goes")
-}
-
-/// How much of `total` the instance `index` of `instances` gets, so that nothing is left over.
-fn share(total: u64, instances: u32, index: u32) -> u64 {
-    let (instances, index) = (u64::from(instances), u64::from(index));
-    total / instances + u64::from(index < total % instances)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_sum_to_the_total() {
-        for (total, instances) in [(16_000, 4), (16_003, 4), (5, 5), (100, 7)] {
-            let sum: u64 = (0..instances).map(|index| share(total, instances, index)).sum();
-            assert_eq!(sum, total);
-        }
-    }
 }

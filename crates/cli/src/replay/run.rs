@@ -1,32 +1,22 @@
 //! One replay: instances as processes, requests in turn.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
-use maru_client::{Client, ClientConfig};
-use maru_protocol::{Endpoint, Stats};
-use signal_hook::consts::SIGBUS;
+use maru_l1::{L1ManagerConfig, MemoryUsage};
 
-use super::instance::{LatencyBuckets, Outcome, histogram};
-use super::result::{Latency, Run, Sample, Throughput};
+use super::order::Order;
+use super::process::Process;
+use super::result::Run;
+use super::tally::Tally;
+use super::watcher::Watcher;
 use crate::trace::TraceRequest;
 
 /// How many samples the course of a replay has.
 const SAMPLES: usize = 100;
-
-/// How long the servers may take to clean up after the instances, with much time to spare.
-const SETTLE_MAX: Duration = Duration::from_secs(5);
-
-/// How long an instance may take to end in good order once nobody wants it any more.
-const END_MAX: Duration = Duration::from_millis(500);
 
 /// The longest wait for a request's time: nobody waits longer.
 const WAIT_MAX: Duration = Duration::from_hours(24 * 365);
@@ -45,73 +35,56 @@ pub(crate) struct Dispatch<'a> {
     pub(crate) interrupted: &'a AtomicBool,
 }
 
-/// One instance's process. It has at most one request at a time.
+/// The instances of one replay.
 #[derive(Debug)]
-struct Process {
-    child: Child,
-    /// `None` once it shall end.
-    requests: Option<ChildStdin>,
-    outcomes: BufReader<ChildStdout>,
-    busy: bool,
+struct Instances {
+    /// `None` for one that is gone.
+    processes: Vec<Option<Process>>,
+    /// `None` where they have no server.
+    watcher: Option<Watcher>,
+    /// Of private L1s, together, in bytes.
+    capacity_bytes: u64,
 }
 
 impl Dispatch<'_> {
-    /// Replays over one instance for each of `endpoints`; `servers` are the different servers among
-    /// them.
-    pub(crate) fn run(
-        &self,
-        title: &str,
-        endpoints: &[Endpoint],
-        servers: &[Endpoint],
-    ) -> anyhow::Result<Run> {
+    /// Replays over one instance for each of these L1s, all private or all of one server.
+    pub(crate) fn run(&self, title: &str, l1s: &[L1ManagerConfig]) -> anyhow::Result<Run> {
         let run = format!("{}-{}", std::process::id(), title.split(' ').next().unwrap_or("run"));
-        let watchers: Vec<Client> =
-            servers.iter().map(|server| watch(server, &run)).collect::<anyhow::Result<_>>()?;
-        let before = stats_of(&watchers)?;
-        let mut processes: Vec<Option<Process>> = endpoints
-            .iter()
-            .enumerate()
-            .map(|(index, endpoint)| self.start(&run, index, endpoint).map(Some))
-            .collect::<anyhow::Result<_>>()?;
-        let mut tally = Tally { start: Instant::now(), ..Tally::new() };
-        if let Err(error) = self.dispatch(title, &mut processes, &watchers, &mut tally) {
+        let watcher = Watcher::new(l1s, self.page_bytes)?;
+        let processes = l1s.iter().map(|l1| self.start(&run, l1).map(Some));
+        let mut instances = Instances {
+            processes: processes.collect::<anyhow::Result<_>>()?,
+            watcher,
+            capacity_bytes: l1s.iter().map(|l1| l1.memory.bytes).sum(),
+        };
+        let mut tally = Tally::new();
+        if let Err(error) = self.dispatch(title, &mut instances, &mut tally) {
             // All at once, before the first of them is waited for.
-            processes.iter_mut().flatten().for_each(|process| process.requests = None);
+            instances.processes.iter_mut().flatten().for_each(Process::dismiss);
             return Err(error);
         }
-        tally.run.seconds = tally.start.elapsed().as_secs_f64();
-        let mut latencies = BTreeMap::new();
-        for process in processes.iter_mut().filter_map(Option::take) {
+        tally.stop();
+        for process in instances.processes.iter_mut().filter_map(Option::take) {
             match process.finish() {
-                Ok(buckets) => merge(&mut latencies, buckets),
+                Ok(books) => tally.add_books(books),
                 Err(error) => {
                     tracing::warn!(%error, "an instance did not end well");
-                    tally.run.instances_lost += 1;
+                    tally.lose();
                 }
             }
         }
-        let after = settle(&watchers, &run)?;
-        Ok(self.sum_up(tally, latencies, &before, &after, &run))
+        let mut run = tally.sum_up(self.page_bytes);
+        if let Some(watcher) = instances.watcher {
+            watcher.audit(&mut run)?;
+        }
+        Ok(run)
     }
 
-    fn start(&self, run: &str, index: usize, endpoint: &Endpoint) -> anyhow::Result<Process> {
-        let program = std::env::current_exe().context("cannot find the program itself")?;
-        let mut child = Command::new(program)
-            .args(["--log", "warn", "replay-instance"])
-            .args(["--server", &endpoint.to_string(), "--instance", &format!("{run}-{index}")])
-            .args(["--run", run, "--seed", &self.seed.to_string()])
-            .args(["--page-bytes", &self.page_bytes.to_string()])
-            // Ctrl-C is for the replay: it ends the instances.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start an instance")?;
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let (requests, outcomes) = pipes.context("an instance has no pipes")?;
-        let outcomes = BufReader::new(outcomes);
+    fn start(&self, run: &str, l1: &L1ManagerConfig) -> anyhow::Result<Process> {
+        let (run, l1) = (run.to_owned(), l1.clone());
+        let order = Order { run, seed: self.seed, page_bytes: self.page_bytes, l1 };
+        let mut process = Process::spawn(&order)?;
         // It says once that it is ready, as if that were the outcome of a request.
-        let mut process = Process { child, requests: Some(requests), outcomes, busy: true };
         let ready = process.outcome().context("an instance did not start; its message is above");
         // A signal to the whole group may hit it before it has a group of its own.
         self.check_interrupted()?;
@@ -123,8 +96,7 @@ impl Dispatch<'_> {
     fn dispatch(
         &self,
         title: &str,
-        processes: &mut [Option<Process>],
-        watchers: &[Client],
+        instances: &mut Instances,
         tally: &mut Tally,
     ) -> anyhow::Result<()> {
         let bar = progress_bar(title, self.requests.len());
@@ -139,10 +111,10 @@ impl Dispatch<'_> {
                 let offset = offset.unwrap_or(WAIT_MAX).min(WAIT_MAX);
                 self.pause(offset.saturating_sub(tally.start.elapsed()));
             }
-            while !give(processes, turn, request, tally) {
+            while !instances.give(turn, request, tally) {
                 turn += 1;
                 self.check_interrupted()?;
-                if processes.iter().all(Option::is_none) {
+                if instances.processes.iter().all(Option::is_none) {
                     return Err(anyhow!(
                         "all instances are gone; messages and warnings above say why"
                     ));
@@ -151,13 +123,13 @@ impl Dispatch<'_> {
             turn += 1;
             bar.inc(1);
             if (number + 1) % every == 0 {
-                tally.sample(number + 1, &stats_of(watchers)?);
+                tally.sample(number + 1, instances.usage()?);
             }
         }
-        for index in 0..processes.len() {
-            collect(processes, index, tally);
+        for index in 0..instances.processes.len() {
+            instances.collect(index, tally);
         }
-        tally.sample(self.requests.len(), &stats_of(watchers)?);
+        tally.sample(self.requests.len(), instances.usage()?);
         Ok(())
     }
 
@@ -171,245 +143,54 @@ impl Dispatch<'_> {
 
     fn check_interrupted(&self) -> anyhow::Result<()> {
         if self.interrupted.load(Ordering::Relaxed) {
-            return Err(anyhow!("interrupted; the pools of this replay are removed"));
+            return Err(anyhow!("interrupted; the memory of this replay is given back"));
         }
         Ok(())
     }
+}
 
-    fn sum_up(
-        &self,
-        tally: Tally,
-        latencies: BTreeMap<String, Histogram<u64>>,
-        before: &[Stats],
-        after: &[Stats],
-        run: &str,
-    ) -> Run {
-        let evictions = |stats: &[Stats]| -> u64 {
-            let counters = stats.iter().map(|stats| &stats.counters);
-            counters
-                .map(|c| {
-                    c.evicted_for_room
-                        + c.evicted_for_region
-                        + c.evicted_by_watermark
-                        + c.evicted_for_budget
-                })
-                .sum()
+impl Instances {
+    /// Gives a request to the instance whose turn it is; `false` if that one is gone.
+    fn give(&mut self, turn: usize, request: &TraceRequest, tally: &mut Tally) -> bool {
+        let index = turn % self.processes.len();
+        self.collect(index, tally);
+        let Some(process) = &mut self.processes[index] else {
+            return false;
         };
-        let ours = || {
-            let sessions = after.iter().flat_map(|stats| &stats.sessions);
-            sessions.filter(|session| session.instance.starts_with(run))
-        };
-        let lost: i128 = after.iter().map(Stats::lost_bytes).sum();
-        let mut done = tally.run;
-        done.prefix_hit_rate = ratio(done.blocks_hit, done.blocks_requested);
-        done.bytes_not_recomputed = done.blocks_hit * self.page_bytes;
-        // A server that was restarted on the way counts from 0 again.
-        done.evictions = evictions(after).saturating_sub(evictions(before));
-        done.gb_per_s = Throughput {
-            write: ratio(done.blocks_stored * self.page_bytes, tally.write_ns),
-            read: ratio(done.bytes_verified, tally.read_ns),
-        };
-        done.latency_us =
-            latencies.into_iter().map(|(name, histogram)| (name, latency(&histogram))).collect();
-        done.pins_left = ours().map(|session| session.pins).sum();
-        done.reservations_left = ours().map(|session| session.reservations).sum();
-        let page_bytes = i128::from(self.page_bytes.max(1));
-        done.pages_lost = i64::try_from(lost / page_bytes).unwrap_or(i64::MAX);
-        done
-    }
-}
-
-impl Process {
-    fn outcome(&mut self) -> anyhow::Result<Outcome> {
-        let mut line = String::new();
-        if self.outcomes.read_line(&mut line)? == 0 {
-            return Err(anyhow!("it ended"));
-        }
-        self.busy = false;
-        Ok(serde_json::from_str(&line)?)
+        let given = process.give(&request.hash_ids);
+        given.map_err(|error| self.lose(index, &error, tally)).is_ok()
     }
 
-    /// Lets it end, and takes the latencies that it saw.
-    fn finish(mut self) -> anyhow::Result<LatencyBuckets> {
-        self.requests = None;
-        let mut line = String::new();
-        self.outcomes.read_line(&mut line)?;
-        let status = self.child.wait()?;
-        if !status.success() {
-            return Err(anyhow!("it ended with {status}"));
-        }
-        Ok(serde_json::from_str(&line)?)
-    }
-}
-
-impl Drop for Process {
-    /// Ends it, in good order if that does not take long.
-    fn drop(&mut self) {
-        self.requests = None;
-        let end = Instant::now() + END_MAX;
-        while Instant::now() < end && matches!(self.child.try_wait(), Ok(None)) {
-            sleep(Duration::from_millis(2));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// How a process ended, in words.
-fn ending(status: ExitStatus) -> String {
-    match status.signal() {
-        Some(SIGBUS) => format!("{status}: the memory behind the pool ran out"),
-        _ => status.to_string(),
-    }
-}
-
-/// Gives a request to the instance whose turn it is; `false` if that one is gone.
-fn give(
-    processes: &mut [Option<Process>],
-    turn: usize,
-    request: &TraceRequest,
-    tally: &mut Tally,
-) -> bool {
-    let index = turn % processes.len();
-    collect(processes, index, tally);
-    let Some(process) = &mut processes[index] else {
-        return false;
-    };
-    let line = serde_json::to_string(&request.hash_ids).unwrap_or_default();
-    let given = process.requests.as_mut().map(|requests| writeln!(requests, "{line}"));
-    if let Some(Err(error)) = given {
-        lose(processes, index, &error.into(), tally);
-        return false;
-    }
-    process.busy = true;
-    true
-}
-
-/// Takes the outcome of what an instance is busy with.
-fn collect(processes: &mut [Option<Process>], index: usize, tally: &mut Tally) {
-    let Some(process) = processes[index].as_mut().filter(|process| process.busy) else {
-        return;
-    };
-    match process.outcome() {
-        Ok(outcome) => tally.add(&outcome),
-        Err(error) => lose(processes, index, &error, tally),
-    }
-}
-
-/// Goes on without an instance.
-fn lose(processes: &mut [Option<Process>], index: usize, error: &anyhow::Error, tally: &mut Tally) {
-    if let Some(mut process) = processes[index].take() {
-        let _ = process.child.kill();
-        let status = process.child.wait();
-        let status = status.map_or_else(|error| error.to_string(), ending);
-        tracing::warn!(instance = index, %error, status, "an instance is gone; going on without it");
-        tally.run.instances_lost += 1;
-    }
-}
-
-/// Sums over requests.
-#[derive(Debug)]
-struct Tally {
-    run: Run,
-    read_ns: u64,
-    write_ns: u64,
-    start: Instant,
-    /// Blocks and hits at the last sample.
-    sampled: (u64, u64),
-}
-
-impl Tally {
-    fn new() -> Self {
-        let start = Instant::now();
-        Self { run: Run::default(), read_ns: 0, write_ns: 0, start, sampled: (0, 0) }
-    }
-
-    fn add(&mut self, outcome: &Outcome) {
-        let run = &mut self.run;
-        run.requests += 1;
-        run.blocks_requested += outcome.blocks;
-        run.blocks_hit += outcome.hit;
-        run.blocks_stored += outcome.stored;
-        run.blocks_not_stored_again += outcome.not_stored_again;
-        run.blocks_without_memory += outcome.without_memory;
-        run.bytes_verified += outcome.bytes_verified;
-        run.wrong_bytes += outcome.wrong_bytes;
-        self.read_ns += outcome.read_ns;
-        self.write_ns += outcome.write_ns;
-    }
-
-    fn sample(&mut self, requests: usize, stats: &[Stats]) {
-        let (blocks, hit) = (self.run.blocks_requested, self.run.blocks_hit);
-        let used =
-            |stats: &Stats| stats.resident_bytes + stats.reserved_bytes + stats.quarantined_bytes;
-        self.run.course.push(Sample {
-            requests: requests as u64,
-            seconds: self.start.elapsed().as_secs_f64(),
-            hit_rate: ratio(hit - self.sampled.1, blocks - self.sampled.0),
-            used_bytes: stats.iter().map(used).sum(),
-            capacity_bytes: stats.iter().map(|stats| stats.capacity_bytes).sum(),
-        });
-        self.sampled = (blocks, hit);
-    }
-}
-
-pub(super) fn watch(server: &Endpoint, run: &str) -> anyhow::Result<Client> {
-    let endpoint = server.clone();
-    // Its name does not begin like the instances': what they hold is counted by name.
-    let instance = format!("watcher-of-{run}");
-    Ok(Client::connect(ClientConfig { endpoint, instance, ..ClientConfig::default() })?)
-}
-
-fn stats_of(watchers: &[Client]) -> anyhow::Result<Vec<Stats>> {
-    watchers.iter().map(|watcher| Ok(watcher.stats()?)).collect()
-}
-
-/// The numbers once the servers have cleaned up after all instances, or after some seconds.
-fn settle(watchers: &[Client], run: &str) -> anyhow::Result<Vec<Stats>> {
-    let start = Instant::now();
-    loop {
-        let stats = stats_of(watchers)?;
-        let mut sessions = stats.iter().flat_map(|stats| &stats.sessions);
-        if !sessions.any(|session| session.instance.starts_with(run))
-            || start.elapsed() > SETTLE_MAX
-        {
-            return Ok(stats);
-        }
-        sleep(Duration::from_millis(20));
-    }
-}
-
-fn merge(all: &mut BTreeMap<String, Histogram<u64>>, buckets: LatencyBuckets) {
-    for (name, buckets) in buckets {
-        let histogram = all.entry(name).or_insert_with(histogram);
-        for (ns, count) in buckets {
-            histogram.saturating_record_n(ns, count);
+    /// Takes the outcome of what an instance is busy with.
+    fn collect(&mut self, index: usize, tally: &mut Tally) {
+        match self.processes[index].as_mut().map(Process::outcome) {
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(outcome))) => tally.add(&outcome),
+            Some(Err(error)) => self.lose(index, &error, tally),
         }
     }
-}
 
-fn latency(histogram: &Histogram<u64>) -> Latency {
-    // A minute in nanoseconds is far below 2^53.
-    #[expect(clippy::cast_precision_loss)]
-    let us = |ns: u64| ns as f64 / 1000.0;
-    let at = |percentile: f64| us(histogram.value_at_percentile(percentile));
-    let steps = histogram
-        .iter_quantiles(2)
-        .map(|step| (step.quantile_iterated_to() * 100.0, us(step.value_iterated_to())));
-    Latency {
-        count: histogram.len(),
-        p50: at(50.0),
-        p90: at(90.0),
-        p99: at(99.0),
-        max: us(histogram.max()),
-        percentiles: steps.collect(),
+    /// Goes on without an instance.
+    fn lose(&mut self, index: usize, error: &anyhow::Error, tally: &mut Tally) {
+        if let Some(process) = self.processes[index].take() {
+            let status = process.bury();
+            tracing::warn!(
+                instance = index,
+                %error,
+                status,
+                "an instance is gone; going on without it"
+            );
+            tally.lose();
+        }
     }
-}
 
-/// A ratio of counts, for people; 0 of nothing.
-#[expect(clippy::cast_precision_loss)]
-fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+    fn usage(&self) -> anyhow::Result<MemoryUsage> {
+        if let Some(watcher) = &self.watcher {
+            return Ok(watcher.usage()?);
+        }
+        let used_bytes = self.processes.iter().flatten().map(Process::used_bytes).sum();
+        Ok(MemoryUsage { used_bytes, total_bytes: self.capacity_bytes })
+    }
 }
 
 fn progress_bar(title: &str, len: usize) -> ProgressBar {

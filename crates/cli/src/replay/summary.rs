@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::result::{Comparison, Run};
+use super::result::{CALLS, Comparison, Run};
 use crate::output::{bytes, count, table};
 
 /// Both runs side by side.
@@ -33,12 +33,12 @@ pub(crate) fn text(comparison: &Comparison) -> String {
         let figures = runs.iter().map(|(_, run)| figure(run));
         rows.add_row(std::iter::once((*name).to_owned()).chain(figures));
     }
-    for request in ["acquire", "release", "reserve", "commit"] {
+    for call in CALLS {
         let figures = runs.iter().map(|(_, run)| {
-            let latency = run.latency_us.get(request);
+            let latency = run.latency_us.get(call);
             latency.map_or_else(String::new, |l| format!("{:.0} / {:.0}", l.p50, l.p99))
         });
-        rows.add_row(std::iter::once(format!("{request} us, p50 / p99")).chain(figures));
+        rows.add_row(std::iter::once(format!("{call} us, p50 / p99")).chain(figures));
     }
     text.push_str(&rows.trim_fmt());
     text.push('\n');
@@ -62,8 +62,8 @@ const FIGURES: &[(&str, Figure)] = &[
     ("blocks not stored again", |run| count(run.blocks_not_stored_again)),
     ("blocks without memory", |run| count(run.blocks_without_memory)),
     ("evictions", |run| count(run.evictions)),
-    ("GB/s into the pool", |run| format!("{:.2}", run.gb_per_s.write)),
-    ("GB/s out of the pool", |run| format!("{:.2}", run.gb_per_s.read)),
+    ("GB/s into L1", |run| format!("{:.2}", run.gb_per_s.write)),
+    ("GB/s out of L1", |run| format!("{:.2}", run.gb_per_s.read)),
     ("seconds", |run| format!("{:.1}", run.seconds)),
     ("instances lost", |run| count(run.instances_lost)),
     ("pins left", |run| count(run.pins_left)),
@@ -94,6 +94,8 @@ pub(crate) fn defects(comparison: &Comparison) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use maru_l1::EvictionPolicyKind;
+
     use super::super::result::{ReplayOptions, TraceInfo};
     use super::*;
 
@@ -117,6 +119,7 @@ mod tests {
                 instances: 4,
                 capacity_blocks: 16_000,
                 page_bytes: 16 << 10,
+                eviction_policy: EvictionPolicyKind::Lru,
                 speed_up: None,
                 seed: 1,
             },

@@ -10,7 +10,12 @@ use maru_protocol::Endpoint;
 /// The program under test.
 pub(crate) fn maru(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_maru"));
-    command.args(args).env_remove("MARU_SERVER").env_remove("MARU_SOCKET").env_remove("MARU_LOG");
+    command.args(args);
+    // Whatever is set for programs on this machine is not meant for tests.
+    let ours = std::env::vars_os().map(|(name, _)| name);
+    for name in ours.filter(|name| name.to_string_lossy().starts_with("MARU_")) {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -1,7 +1,6 @@
 //! `kill -9` of one instance in the middle of a replay, at random moments: the others finish, no
 //! byte is wrong, and nothing of the dead is left.
 
-use std::io::Read;
 use std::net::TcpListener;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use maru_client::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::common::{Serving, maru, text, wait_until};
+use super::common::{Serving, maru, stderr, text, wait_until};
 
 /// The processes that `parent` has started.
 fn children(parent: &Child) -> Vec<i32> {
@@ -34,16 +33,17 @@ fn kill_instances(client: &Client, url: &str, kills: u64) {
             break;
         }
         assert!(turn < 10 * kills, "most kills come too late to hit a running replay");
-        let mut args = vec!["replay", "--pools", "shared", "--json", "--requests", "150"];
+        let mut args = vec!["replay", "--l1", "maru", "--json", "--requests", "150"];
         let seed = turn.to_string();
-        args.extend(["--capacity-blocks", "512", "--page-size", "4KiB", "--server", url]);
+        args.extend(["--capacity-blocks", "512", "--page-size", "4KiB", "--maru-server-url", url]);
         args.extend(["--seed", &seed]);
-        let mut replay = maru(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let granted_before = client.stats().unwrap().counters.granted;
+        let mut replay = maru(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let run = format!("{}-shared-", replay.id());
-        wait_until("the instances start", || {
-            let sessions = client.stats().unwrap().sessions;
-            let ours = sessions.iter().filter(|session| session.instance.starts_with(&run));
-            ours.count() == 4 || replay.try_wait().unwrap().is_some()
+        // From then on all are ready: one that is killed before fails the replay, as it should.
+        wait_until("the first request is served", || {
+            let granted = client.stats().unwrap().counters.granted;
+            granted > granted_before || replay.try_wait().unwrap().is_some()
         });
         let victims = children(&replay);
         std::thread::sleep(Duration::from_micros(random(turn, 60_000)));
@@ -57,11 +57,9 @@ fn kill_instances(client: &Client, url: &str, kills: u64) {
             !killed || holders.iter().all(|holder| holder.instance != name)
         });
         slowest = slowest.max(start.elapsed());
-        let mut result = String::new();
-        replay.stdout.take().unwrap().read_to_string(&mut result).unwrap();
-        let status = replay.wait().unwrap();
-        assert!(status.success(), "turn {turn}: {status} {result}");
-        let result: Value = serde_json::from_str(&result).unwrap();
+        let output = replay.wait_with_output().unwrap();
+        assert!(output.status.success(), "turn {turn}: {}", stderr(&output));
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
         let shared = &result["shared"];
         for name in ["wrong_bytes", "pins_left", "reservations_left", "pages_lost"] {
             assert_eq!(shared[name], 0, "turn {turn}, {name}: {shared}");

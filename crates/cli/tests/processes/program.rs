@@ -76,7 +76,7 @@ fn wrong_input_is_answered_with_what_to_do() {
     std::fs::write(path("foreign"), vec![7; 8 << 20]).unwrap();
     let too_large = format!("{}:900TiB", path("large"));
     let twice = format!("{}:8MiB", path("twice"));
-    let cases: [(&[&str], i32, &str); 24] = [
+    let cases: [(&[&str], i32, &str); 30] = [
         (&["stat", "--server", "/nobody/here"], 3, "maru serve"),
         (&["serve", "--socket", &socket, "--pool", &too_large], 1, "more than"),
         (&["serve", "--socket", &socket, "--pool", &path("foreign")], 1, "maru pool init"),
@@ -99,6 +99,12 @@ fn wrong_input_is_answered_with_what_to_do() {
         (&["replay", "--report", "/nobody/here"], 1, "/nobody/here"),
         (&["replay", "--page-size", "16 apples"], 2, "512MiB"),
         (&["replay", "--trace", "/nobody/here"], 1, "/nobody/here"),
+        (&["replay", "--l1", "local", "--maru-server-url", "/x"], 2, "--maru-server-url"),
+        (&["replay", "--l1", "maru", "--eviction-policy", "ARC"], 2, "--eviction-policy"),
+        (&["replay", "--capacity-blocks", "9", "--l1-size-gb", "1"], 2, "--l1-size-gb"),
+        (&["replay", "--l1-size-gb", "lots"], 2, "--l1-size-gb"),
+        (&["replay", "--l1", "local", "--capacity-blocks", "1000000000"], 2, "--capacity-blocks"),
+        (&["replay-instance"], 1, "maru replay"),
         (&["--log", "l=o=u=d", "stat"], 2, "--log"),
         (&["--log", "warning", "stat"], 2, "MODULE=LEVEL"),
     ];

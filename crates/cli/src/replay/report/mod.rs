@@ -18,16 +18,16 @@ use crate::replay::result::{Comparison, Run};
 
 /// Which of the two runs something belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pools {
+enum Side {
     Private,
     Shared,
 }
 
-impl Pools {
+impl Side {
     fn name(self) -> &'static str {
         match self {
-            Self::Private => "private pools",
-            Self::Shared => "shared pool",
+            Self::Private => "private L1",
+            Self::Shared => "shared L1",
         }
     }
 
@@ -46,13 +46,11 @@ impl Pools {
 
 /// The whole page. Runs that were not made are left out, and so is every chart without a point.
 fn html(comparison: &Comparison) -> String {
-    let runs: Vec<(Pools, &Run)> = [
-        (Pools::Private, comparison.private.as_ref()),
-        (Pools::Shared, comparison.shared.as_ref()),
-    ]
-    .into_iter()
-    .filter_map(|(pools, run)| Some((pools, run?)))
-    .collect();
+    let runs: Vec<(Side, &Run)> =
+        [(Side::Private, comparison.private.as_ref()), (Side::Shared, comparison.shared.as_ref())]
+            .into_iter()
+            .filter_map(|(side, run)| Some((side, run?)))
+            .collect();
     let head = Element::new("head")
         .with(Element::new("meta").set("charset", "utf-8"))
         .with(
@@ -72,17 +70,17 @@ fn html(comparison: &Comparison) -> String {
     out
 }
 
-fn body(comparison: &Comparison, runs: &[(Pools, &Run)]) -> Element {
+fn body(comparison: &Comparison, runs: &[(Side, &Run)]) -> Element {
     let header = Element::new("header")
         .with(Element::of("p", "maru replay").class("kicker"))
         .with(Element::of("h1", "Private and shared KV cache"))
         .with(Element::of("p", summary(comparison)).class("summary"));
     let mut main = Element::new("main").with(header);
     if runs.is_empty() {
-        let nothing = "Neither private pools nor a shared pool were replayed.";
+        let nothing = "Neither private L1s nor a shared one were replayed.";
         main = main.with(Element::of("p", nothing).class("card"));
     } else {
-        let over_time = charts([plots::hit_rate(runs), plots::pool_use(runs)]);
+        let over_time = charts([plots::hit_rate(runs), plots::l1_use(runs)]);
         main = main
             .with_all(defects(runs))
             .with(headline(comparison, runs))
@@ -112,33 +110,33 @@ fn summary(comparison: &Comparison) -> String {
         1 => "1 instance".to_owned(),
         more => format!("{} instances", figures::count(more)),
     };
-    let found = |pools: Pools, run: &Run| {
+    let found = |side: Side, run: &Run| {
         let rate = figures::percent(run.prefix_hit_rate);
         format!(
             "{rate} of the requested KV blocks with {}",
-            match pools {
-                Pools::Private => "private pools",
-                Pools::Shared => "one shared pool",
+            match side {
+                Side::Private => "private L1s",
+                Side::Shared => "a shared L1",
             }
         )
     };
     match (&comparison.private, &comparison.shared) {
         (Some(private), Some(shared)) => format!(
-            "{instances} found {}, {} with private pools of the same total size.",
-            found(Pools::Shared, shared),
+            "{instances} found {}, {} with private L1s of the same total size.",
+            found(Side::Shared, shared),
             figures::percent(private.prefix_hit_rate)
         ),
-        (Some(private), None) => format!("{instances} found {}.", found(Pools::Private, private)),
-        (None, Some(shared)) => format!("{instances} found {}.", found(Pools::Shared, shared)),
+        (Some(private), None) => format!("{instances} found {}.", found(Side::Private, private)),
+        (None, Some(shared)) => format!("{instances} found {}.", found(Side::Shared, shared)),
         (None, None) => format!("{instances}, nothing replayed."),
     }
 }
 
 /// What must not be, in words; `None` where all is well.
-fn defects(runs: &[(Pools, &Run)]) -> Option<Element> {
+fn defects(runs: &[(Side, &Run)]) -> Option<Element> {
     let found: Vec<Element> = runs
         .iter()
-        .flat_map(|(pools, run)| {
+        .flat_map(|(side, run)| {
             [
                 (i128::from(run.wrong_bytes), "wrong bytes"),
                 (i128::from(run.pins_left), "pins that nobody gave back"),
@@ -149,7 +147,7 @@ fn defects(runs: &[(Pools, &Run)]) -> Option<Element> {
             .filter(|(number, _)| *number != 0)
             .map(|(number, what)| {
                 let number = figures::count(number);
-                Element::of("li", format!("{number} {what} ({})", pools.name()))
+                Element::of("li", format!("{number} {what} ({})", side.name()))
             })
         })
         .collect();
@@ -163,17 +161,17 @@ fn defects(runs: &[(Pools, &Run)]) -> Option<Element> {
 }
 
 /// The few figures that matter most, large.
-fn headline(comparison: &Comparison, runs: &[(Pools, &Run)]) -> Element {
+fn headline(comparison: &Comparison, runs: &[(Side, &Run)]) -> Element {
     let mut tiles = Vec::new();
-    for (pools, run) in runs.iter().rev() {
+    for (side, run) in runs.iter().rev() {
         let note = format!(
             "{} of {} blocks",
             figures::count(run.blocks_hit),
             figures::count(run.blocks_requested)
         );
         let rate = figures::percent(run.prefix_hit_rate);
-        let title = format!("Prefix hit rate, {}", pools.name());
-        tiles.push(tile(pools.class(), title, rate, note));
+        let title = format!("Prefix hit rate, {}", side.name());
+        tiles.push(tile(side.class(), title, rate, note));
     }
     if let (Some(private), Some(shared)) = (&comparison.private, &comparison.shared) {
         let factor = figures::times(shared.prefix_hit_rate, private.prefix_hit_rate);

@@ -1,10 +1,10 @@
 //! Which charts a report shows, and what is on them.
 
 use super::chart::{Axis, Chart, Series, nines};
-use super::{Pools, figures};
-use crate::replay::result::{Latency, Run, Sample};
+use super::{Side, figures};
+use crate::replay::result::{CALLS, Latency, Run, Sample};
 
-type Runs<'a> = &'a [(Pools, &'a Run)];
+type Runs<'a> = &'a [(Side, &'a Run)];
 
 /// Share of blocks found, as the replay goes on.
 pub(super) fn hit_rate(runs: Runs) -> Chart {
@@ -13,22 +13,22 @@ pub(super) fn hit_rate(runs: Runs) -> Chart {
         run.course.iter().map(point).collect()
     };
     let series = series(runs, points);
-    let rates = runs.iter().map(|(pools, run)| {
+    let rates = runs.iter().map(|(side, run)| {
         let rate = figures::percent(run.prefix_hit_rate);
-        format!("{}: {rate} over all requests.", pools.name())
+        format!("{}: {rate} over all requests.", side.name())
     });
     Chart {
         id: "hit-rate".to_owned(),
         title: "Hit rate over the requests".to_owned(),
         description: rates.collect::<Vec<_>>().join(" "),
         x: Axis::linear("requests done", largest(&series, |point| point.0), false),
-        y: Axis::linear("blocks found in the pool (%)", largest(&series, |point| point.1), true),
+        y: Axis::linear("blocks found in L1 (%)", largest(&series, |point| point.1), true),
         series,
     }
 }
 
-/// How full the pools are, as time goes on.
-pub(super) fn pool_use(runs: Runs) -> Chart {
+/// How full L1 is, as time goes on.
+pub(super) fn l1_use(runs: Runs) -> Chart {
     let samples = || runs.iter().flat_map(|(_, run)| &run.course);
     let capacity = samples().map(|sample| sample.capacity_bytes).max();
     let used = samples().map(|sample| sample.used_bytes).max();
@@ -49,8 +49,8 @@ pub(super) fn pool_use(runs: Runs) -> Chart {
     }
     let full = figures::bytes(capacity.unwrap_or(0));
     Chart {
-        id: "pool-use".to_owned(),
-        title: "Pool use over time".to_owned(),
+        id: "l1-use".to_owned(),
+        title: "L1 use over time".to_owned(),
         description: format!(
             "At most {} of {full} were resident, reserved or quarantined.",
             figures::bytes(used.unwrap_or(0))
@@ -61,7 +61,7 @@ pub(super) fn pool_use(runs: Runs) -> Chart {
     }
 }
 
-/// The latency distribution of each kind of request, all on the same axes.
+/// The latency distribution of each kind of call, all on the same axes.
 pub(super) fn latencies(runs: Runs) -> Vec<Chart> {
     let measured = || {
         runs.iter()
@@ -76,35 +76,34 @@ pub(super) fn latencies(runs: Runs) -> Vec<Chart> {
         .flat_map(|(_, run)| run.latency_us.values())
         .map(nines_measured)
         .fold(1.0, f64::max);
-    request_kinds(runs)
+    call_kinds(runs)
         .into_iter()
         .enumerate()
         .map(|(index, kind)| {
-            let spoken = runs.iter().filter_map(|(pools, run)| {
+            let spoken = runs.iter().filter_map(|(side, run)| {
                 let latency = run.latency_us.get(kind)?;
                 let p50 = figures::microseconds(latency.p50);
                 let p99 = figures::microseconds(latency.p99);
-                Some(format!("{}: median {p50}, p99 {p99}.", pools.name()))
+                Some(format!("{}: median {p50}, p99 {p99}.", side.name()))
             });
             Chart {
                 id: format!("latency-{index}"),
                 title: format!("Latency of {kind}"),
                 description: spoken.collect::<Vec<_>>().join(" "),
                 x: Axis::percentiles("percentile (%)", nines_max),
-                y: Axis::log_microseconds("round trip", smallest, largest),
+                y: Axis::log_microseconds("time of a call", smallest, largest),
                 series: series(runs, |run| run.latency_us.get(kind).map_or_else(Vec::new, curve)),
             }
         })
         .collect()
 }
 
-/// Every kind of request in any of the runs: those of the usual life of a block first, in its order.
-pub(super) fn request_kinds<'a>(runs: &[(Pools, &'a Run)]) -> Vec<&'a str> {
-    const USUAL: [&str; 4] = ["acquire", "release", "reserve", "commit"];
+/// Every kind of call in any of the runs: those of the usual life of a block first, in its order.
+pub(super) fn call_kinds<'a>(runs: &[(Side, &'a Run)]) -> Vec<&'a str> {
     let mut kinds: Vec<&str> =
         runs.iter().flat_map(|(_, run)| run.latency_us.keys()).map(String::as_str).collect();
-    let rank = |kind: &str| USUAL.iter().position(|usual| *usual == kind);
-    kinds.sort_unstable_by_key(|kind| (rank(kind).unwrap_or(USUAL.len()), *kind));
+    let rank = |kind: &str| CALLS.iter().position(|usual| *usual == kind);
+    kinds.sort_unstable_by_key(|kind| (rank(kind).unwrap_or(CALLS.len()), *kind));
     kinds.dedup();
     kinds
 }
@@ -122,11 +121,7 @@ fn curve(latency: &Latency) -> Vec<(f64, f64)> {
 
 fn series(runs: Runs, points: impl Fn(&Run) -> Vec<(f64, f64)>) -> Vec<Series> {
     runs.iter()
-        .map(|(pools, run)| Series {
-            name: pools.name(),
-            class: pools.class(),
-            points: points(run),
-        })
+        .map(|(side, run)| Series { name: side.name(), class: side.class(), points: points(run) })
         .collect()
 }
 

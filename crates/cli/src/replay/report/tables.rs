@@ -2,11 +2,11 @@
 
 use super::figures::{bytes, count, digits, float, microseconds, percent, seconds};
 use super::markup::Element;
-use super::plots::request_kinds;
-use super::{Pools, times_faster};
+use super::plots::call_kinds;
+use super::{Side, times_faster};
 use crate::replay::result::{Comparison, Run};
 
-type Runs<'a> = &'a [(Pools, &'a Run)];
+type Runs<'a> = &'a [(Side, &'a Run)];
 
 /// One cell.
 struct Figure {
@@ -49,7 +49,7 @@ type Row = (&'static str, fn(&Run) -> Figure);
 
 const ROWS: [(&str, &[Row]); 5] = [
     (
-        "Found in the pool",
+        "Found in L1",
         &[
             ("Prefix hit rate", |run| Figure::plain(percent(run.prefix_hit_rate))),
             ("Requests", |run| Figure::count(run.requests)),
@@ -59,7 +59,7 @@ const ROWS: [(&str, &[Row]); 5] = [
         ],
     ),
     (
-        "Put into the pool",
+        "Put into L1",
         &[
             ("Blocks stored", |run| Figure::count(run.blocks_stored)),
             ("Blocks not stored again", |run| Figure::count(run.blocks_not_stored_again)),
@@ -100,7 +100,7 @@ fn gb_per_s(speed: f64) -> Figure {
 /// All figures of the runs, side by side.
 pub(super) fn comparison(runs: Runs) -> Element {
     let head = Element::new("tr").with(heading("col", "Figure")).with_all(
-        runs.iter().map(|(pools, _)| heading("col", pools.name()).set("class", pools.class())),
+        runs.iter().map(|(side, _)| heading("col", side.name()).set("class", side.class())),
     );
     let groups = ROWS.iter().map(|(title, rows)| {
         let group = heading("colgroup", title).set("colspan", (runs.len() + 1).to_string());
@@ -120,21 +120,21 @@ pub(super) fn comparison(runs: Runs) -> Element {
     )
 }
 
-/// Latencies by request; `None` where none were measured.
+/// Latencies by call; `None` where none were measured.
 pub(super) fn latencies(runs: Runs) -> Option<Element> {
-    let kinds = request_kinds(runs);
+    let kinds = call_kinds(runs);
     if kinds.is_empty() {
         return None;
     }
-    let titles = ["Request", "Pools", "p50", "p90", "p99", "Longest", "Count"];
+    let titles = ["Call", "L1", "p50", "p90", "p99", "Longest", "Count"];
     let head = Element::new("tr").with_all(titles.map(|title| heading("col", title)));
     let rows = kinds.into_iter().flat_map(|kind| {
-        runs.iter().filter_map(move |(pools, run)| {
+        runs.iter().filter_map(move |(side, run)| {
             let latency = run.latency_us.get(kind)?;
             let times = [latency.p50, latency.p90, latency.p99, latency.max];
             let row = Element::new("tr")
                 .with(heading("row", kind))
-                .with(Element::of("td", pools.adjective()).set("class", pools.class()))
+                .with(Element::of("td", side.adjective()).set("class", side.class()))
                 .with_all(times.map(|time| Figure::plain(microseconds(time)).cell()))
                 .with(Figure::count(latency.count).cell());
             Some(row)
@@ -152,7 +152,7 @@ pub(super) fn latencies(runs: Runs) -> Option<Element> {
 pub(super) fn setting(comparison: &Comparison) -> Element {
     let trace = &comparison.trace;
     let options = &comparison.options;
-    let pool = options.capacity_blocks.saturating_mul(options.page_bytes);
+    let whole = options.capacity_blocks.saturating_mul(options.page_bytes);
     let entries = [
         ("Trace", trace.source.clone()),
         ("Requests", count(trace.requests)),
@@ -165,9 +165,10 @@ pub(super) fn setting(comparison: &Comparison) -> Element {
         ("Instances", count(options.instances)),
         (
             "Capacity of all together",
-            format!("{} blocks, {}", count(options.capacity_blocks), bytes(pool)),
+            format!("{} blocks, {}", count(options.capacity_blocks), bytes(whole)),
         ),
         ("Page size", bytes(options.page_bytes)),
+        ("Private L1 evicts by", options.policy_name().to_owned()),
         ("Replayed", times_faster(options.speed_up)),
         ("Seed", options.seed.to_string()),
     ];

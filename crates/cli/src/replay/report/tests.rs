@@ -1,7 +1,7 @@
-use std::collections::BTreeMap;
+use maru_l1::EvictionPolicyKind;
 
 use super::*;
-use crate::replay::result::{Latency, ReplayOptions, Sample, Throughput, TraceInfo};
+use crate::replay::result::{CALLS, Latency, ReplayOptions, Sample, Throughput, TraceInfo};
 
 fn latency(scale: f64) -> Latency {
     let percentiles = [0.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 100.0]
@@ -37,8 +37,10 @@ fn run(hit_rate: f64, scale: f64, seconds: f64) -> Run {
             }
         })
         .collect();
-    let latency_us = [("acquire", 1.0), ("release", 0.6), ("reserve", 1.5), ("commit", 1.2)]
-        .map(|(kind, factor)| (kind.to_owned(), latency(scale * factor)));
+    let latency_us = CALLS
+        .into_iter()
+        .zip([1.0, 0.6, 1.5, 1.2])
+        .map(|(call, factor)| (call.to_owned(), latency(scale * factor)));
     Run {
         prefix_hit_rate: hit_rate,
         requests: 12_031,
@@ -52,7 +54,7 @@ fn run(hit_rate: f64, scale: f64, seconds: f64) -> Run {
         wrong_bytes: 0,
         evictions: 196_009,
         gb_per_s: Throughput { write: 6.54, read: 7.891 },
-        latency_us: BTreeMap::from(latency_us),
+        latency_us: latency_us.collect(),
         seconds,
         instances_lost: 1,
         pins_left: 0,
@@ -76,6 +78,7 @@ fn example() -> Comparison {
             instances: 4,
             capacity_blocks: 16_000,
             page_bytes: 16 << 10,
+            eviction_policy: EvictionPolicyKind::S3Fifo,
             speed_up: None,
             seed: 987_654,
         },
@@ -192,11 +195,11 @@ fn runs_not_made_are_left_out() {
     let mut comparison = example();
     comparison.shared = None;
     let seen = words(&html(&comparison));
-    assert!(seen.contains("11.0 %") && !seen.contains("shared pool"));
+    assert!(seen.contains("11.0 %") && !seen.contains("shared L1"));
 
     comparison.private = None;
     let page = html(&comparison);
-    assert!(words(&page).contains("Neither private pools nor a shared pool"));
+    assert!(words(&page).contains("Neither private L1s nor a shared one"));
     assert_eq!(charts_of(&page), 0);
 }
 
@@ -240,7 +243,7 @@ fn odd_numbers_do_no_harm() {
         percentiles: vec![(f64::NAN, 0.0), (100.0, f64::INFINITY), (-5.0, -1.0), (200.0, 1e300)],
         ..Latency::default()
     };
-    shared.latency_us.insert("acquire".to_owned(), odd);
+    shared.latency_us.insert(CALLS[0].to_owned(), odd);
     let page = html(&comparison);
     parse(&page);
     assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
@@ -256,8 +259,8 @@ fn defects_are_shouted() {
     let page = html(&comparison);
     assert!(page.contains("role=\"alert\""));
     let seen = words(&page);
-    assert!(seen.contains("1,234 wrong bytes (shared pool)"));
-    assert!(seen.contains("-2 pages lost (shared pool)"));
+    assert!(seen.contains("1,234 wrong bytes (shared L1)"));
+    assert!(seen.contains("-2 pages lost (shared L1)"));
     assert_eq!(page.matches("class=\"defect\"").count(), 2);
 }
 

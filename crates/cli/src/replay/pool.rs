@@ -1,14 +1,11 @@
-//! The servers that a replay brings with it.
+//! The server that a replay brings with it.
 
 use std::path::Path;
 
 use maru_directory::Config;
 use maru_memory::{DATA_START, DeviceSpec};
-use maru_protocol::Endpoint;
+use maru_protocol::{Endpoint, PAGE_ALIGN};
 use maru_server::{Embedded, PoolConfig, ServerConfig};
-
-/// A page starts at a multiple of this in its region, so this is what it costs, in bytes.
-pub(super) const PAGE_ALIGN: u64 = maru_directory::PAGE_ALIGN;
 
 /// A server on a thread of this process, with a pool of its own in /dev/shm.
 #[derive(Debug)]
@@ -20,16 +17,15 @@ impl OwnPool {
     /// Starts a server whose pool holds just so many pages.
     pub(crate) fn start(
         folder: &Path,
-        name: &str,
         pages: u64,
         page_bytes: u64,
         tcp: bool,
     ) -> anyhow::Result<Self> {
         let (region_bytes, pool_bytes) = size(pages, page_bytes);
-        let path = format!("/dev/shm/maru-replay-{}-{name}.pool", std::process::id());
+        let path = format!("/dev/shm/maru-replay-{}-shared.pool", std::process::id());
         let config = ServerConfig {
             pool: PoolConfig::Temporary(DeviceSpec { path: path.into(), bytes: Some(pool_bytes) }),
-            socket: Some(folder.join(format!("{name}.sock"))),
+            socket: Some(folder.join("shared.sock")),
             listen: tcp.then_some(([127, 0, 0, 1], 0).into()),
             region_bytes: Some(region_bytes),
             populate: true,
