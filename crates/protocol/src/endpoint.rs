@@ -5,10 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A Unix socket, or a host and port.
 ///
 /// Written `unix:///path/to/socket` or a plain path, and `tcp://host:port` or `maru://host:port`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Endpoint {
     /// A Unix socket on this host.
     Unix(PathBuf),
@@ -31,6 +34,20 @@ impl Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a server's address: write unix:///PATH, a path, or tcp://HOST:PORT")]
 pub struct EndpointError(String);
+
+impl TryFrom<String> for Endpoint {
+    type Error = EndpointError;
+
+    fn try_from(text: String) -> Result<Self, EndpointError> {
+        text.parse()
+    }
+}
+
+impl From<Endpoint> for String {
+    fn from(endpoint: Endpoint) -> Self {
+        endpoint.to_string()
+    }
+}
 
 impl FromStr for Endpoint {
     type Err = EndpointError;

@@ -22,7 +22,7 @@ pub use args::L1Args;
 pub use error::{ConfigOrigin, L1ConfigError};
 
 /// What an L1 manager is made from: `L1ManagerConfig`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct L1ManagerConfig {
     /// Its private memory. A shared manager takes none of it.
     pub memory: L1MemoryConfig,
@@ -50,7 +50,7 @@ impl Default for L1ManagerConfig {
 }
 
 /// The memory of a private L1: `L1MemoryManagerConfig`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct L1MemoryConfig {
     /// Its size in bytes.
     pub bytes: u64,
@@ -72,7 +72,7 @@ impl Default for L1MemoryConfig {
 }
 
 /// The shared L1: `MaruL1Config`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaruL1Config {
     /// The server: `server_url`.
     pub server: Endpoint,
@@ -122,7 +122,7 @@ impl MaruL1Config {
 }
 
 /// When a private L1 evicts, and what: `EvictionConfig`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EvictionConfig {
     /// Which chunks go first.
     pub policy: EvictionPolicyKind,
