@@ -1,10 +1,13 @@
 //! Several instances on one pool.
 
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
 use maru_l1::{
     L1Error, L1Manager, L1ManagerConfig, LayoutError, LocalL1Manager, MaruL1Config, MaruL1Error,
     MaruL1Manager, MemoryLayoutDesc, ObjectKey, Write,
 };
-use maru_testkit::TestPool;
+use maru_testkit::{FaultProxy, TestPool};
 
 use crate::{Instance, PAGE, Teller, WATCHDOG, filled_with, key, keys, layout};
 
@@ -98,6 +101,36 @@ fn a_temporary_chunk_is_its_writers_alone() {
     pool.assert_nothing_left();
 }
 
+/// The listening begins a moment after its beginning was asked for.
+fn wait_until_told(a: &Instance, b: &Instance, told: &Receiver<(&'static str, Vec<ObjectKey>)>) {
+    for number in 0..200 {
+        a.store(&[key(number)], 7);
+        let written = told.recv_timeout(WATCHDOG).unwrap();
+        assert_eq!(written, ("write_finished", vec![key(number)]));
+        assert_eq!(b.manager.delete(&[key(number)], false), [Ok(())]);
+        if let Ok(gone) = told.recv_timeout(Duration::from_millis(50)) {
+            assert_eq!(gone, ("deleted_by_manager", vec![key(number)]));
+            return;
+        }
+    }
+    panic!("deletions are never told");
+}
+
+#[test]
+fn what_could_not_be_told_is_said_not_to_be() {
+    let pool = TestPool::start(8 << 20);
+    let proxy = FaultProxy::start(pool.socket());
+    let (a, b) = (Instance::new(proxy.endpoint(), "a"), Instance::new(pool.endpoint(), "b"));
+    let told = Teller::listen(&a.manager);
+    wait_until_told(&a, &b, &told);
+    proxy.cut_all();
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap(), ("deletions_missed", vec![]));
+    a.store(&[key(250)], 7);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap().0, "write_finished");
+    assert_eq!(b.manager.delete(&[key(250)], false), [Ok(())]);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap(), ("deleted_by_manager", vec![key(250)]));
+}
+
 #[test]
 fn what_another_deletes_and_what_the_server_evicts_is_told() {
     let pool = TestPool::start((2 << 20) + 8 * PAGE);
@@ -108,19 +141,7 @@ fn what_another_deletes_and_what_the_server_evicts_is_told() {
         assert_eq!(event, expected);
         keys
     };
-    // The listening begins a moment after its beginning was asked for.
-    let mut number = 0;
-    loop {
-        a.store(&[key(number)], 7);
-        assert_eq!(next("write_finished"), [key(number)]);
-        assert_eq!(b.manager.delete(&[key(number)], false), [Ok(())]);
-        number += 1;
-        if let Ok(gone) = told.recv_timeout(std::time::Duration::from_millis(50)) {
-            assert_eq!(gone, ("deleted_by_manager", vec![key(number - 1)]));
-            break;
-        }
-        assert!(number < 200, "deletions are never told");
-    }
+    wait_until_told(&a, &b, &told);
     // Its own deletion it hears of once.
     a.store(&[key(201)], 7);
     next("write_finished");
@@ -183,7 +204,7 @@ fn a_configuration_that_cannot_be_is_refused() {
     let config = L1ManagerConfig { maru: Some(maru), ..L1ManagerConfig::default() };
     let refused = MaruL1Manager::new(config).unwrap_err().to_string();
     assert!(refused.contains("--maru-max-inflight is 0"), "{refused}");
-    let config = L1ManagerConfig { read_ttl: std::time::Duration::ZERO, ..Default::default() };
+    let config = L1ManagerConfig { read_ttl: Duration::ZERO, ..Default::default() };
     let refused = LocalL1Manager::new(config).unwrap_err().to_string();
     assert!(refused.contains("--l1-read-ttl-seconds is 0"), "{refused}");
     assert!(matches!(MaruL1Manager::new(L1ManagerConfig::default()), Err(MaruL1Error::NoServer)));

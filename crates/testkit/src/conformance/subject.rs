@@ -11,10 +11,10 @@ use maru_l1::{
 
 /// Bytes of a chunk in the suite.
 pub const PAGE: u64 = 8192;
-/// How long a subject's reservations live.
-pub const WRITE_TTL: Duration = Duration::from_mins(10);
+/// How long a subject's reservations live: not the default.
+pub const WRITE_TTL: Duration = Duration::from_mins(7);
 /// How long a subject's read locks live.
-pub const READ_TTL: Duration = Duration::from_mins(5);
+pub const READ_TTL: Duration = Duration::from_mins(3);
 
 /// Who evicts what is resident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
