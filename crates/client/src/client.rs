@@ -8,8 +8,6 @@ use maru_protocol::{
     Location, Presence, RegionInfo, ReleaseOutcome, ReserveOutcome, Stats, Topology,
 };
 
-use rustix::process::{Pid, getpid};
-
 use crate::heartbeat::{self, Returns};
 use crate::link::{Failed, Link};
 use crate::page::{Home, Ticket};
@@ -95,8 +93,7 @@ impl Client {
         let link = Arc::new(Link::new(config));
         link.session()?;
         let returns = Arc::new(Returns::new().map_err(cannot.clone())?);
-        let farewell =
-            Farewell { link: Arc::clone(&link), returns: Arc::clone(&returns), owner: getpid() };
+        let farewell = Farewell { link: Arc::clone(&link), returns: Arc::clone(&returns) };
         let (weak, queue) = (Arc::downgrade(&link), Arc::clone(&returns));
         std::thread::Builder::new()
             .name("maru-heartbeat".to_owned())
@@ -343,14 +340,16 @@ impl Client {
         Ok(PoolMemory { mapping: Arc::clone(mapping), topology: topology.clone() })
     }
 
-    /// The most keys or pages that one request may have.
-    pub fn batch_max(&self) -> Result<usize, ClientError> {
-        Ok(self.link.session()?.limits.batch_max as usize)
+    /// The most keys or pages that one request may have, as the server last said.
+    #[must_use]
+    pub fn batch_max(&self) -> usize {
+        self.link.present().map_or(usize::MAX, |session| session.limits.batch_max.max(1) as usize)
     }
 
     /// Gives everything back that was dropped so far, now rather than a moment later.
     pub fn flush(&self) -> Result<(), ClientError> {
-        self.returns.flush(&self.link)
+        // What could not be sent, the heartbeat tries again.
+        self.returns.flush(&self.link).inspect_err(|_| self.returns.wake())
     }
 
     /// Asks, and if the session is lost on the way, once more in the next one: what the first
@@ -430,17 +429,12 @@ fn settle<T>(tickets: Vec<Ticket>, result: Result<T, Failed>) -> Result<T, Clien
 struct Farewell {
     link: Arc<Link>,
     returns: Arc<Returns>,
-    /// The process whose session it is. A forked child has a copy of all this, and the connection in
-    /// common with its parent.
-    owner: Pid,
 }
 
 impl Drop for Farewell {
     fn drop(&mut self) {
-        if getpid() == self.owner {
-            self.link.farewell();
-            self.returns.wake();
-        }
+        self.link.farewell();
+        self.returns.wake();
     }
 }
 
@@ -474,12 +468,17 @@ mod tests {
         }
     }
 
-    /// It said goodbye for its parent, and hung up on it.
+    /// A copy of the link in another process spoke for it: it released pins, and said goodbye.
     #[test]
-    fn a_forked_child_does_not_end_the_session_of_its_parent() {
+    fn a_forked_child_does_not_speak_for_its_parent() {
         let (_folder, _server, client, page) = reserved();
-        let (link, returns) = (Arc::clone(&client.link), Arc::clone(&client.returns));
-        drop(Farewell { link, returns, owner: Pid::INIT });
+        let copy = client.link.of_another_process();
+        assert!(matches!(copy.session(), Err(ClientError::SessionLost)));
+        let session = client.link.session().unwrap();
+        assert!(matches!(copy.confirm(&session), Err(ClientError::SessionLost)));
+        let asked = copy.call(Body::Renew, None).map_err(ClientError::from);
+        assert!(matches!(asked, Err(ClientError::SessionLost)));
+        copy.farewell();
         assert!(matches!(client.commit([page]).unwrap()[..], [Committed::Stored(_)]));
     }
 

@@ -204,9 +204,12 @@ impl ReservedPage {
     /// Ends the writing, and keeps the chunk for this process alone: no key ever leads to it.
     pub fn into_private(self) -> Result<PrivatePage, ClientError> {
         let Self { page, writing, ticket, length } = self;
-        let view = ticket.session().memory.mapping.read(page.offset(), length)?;
+        let view = ticket.session().memory.mapping.read(page.offset(), length);
         drop((page, writing));
-        Ok(PrivatePage { view, ticket })
+        if ticket.is_lost() {
+            return Err(ClientError::SessionLost);
+        }
+        Ok(PrivatePage { view: view?, ticket })
     }
 
     /// Ends the writing: what is to be committed, and the right to it.

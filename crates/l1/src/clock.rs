@@ -57,9 +57,9 @@ impl TtlLock {
 
     /// Takes it `times` over. What an expired lock counted is forgotten.
     pub(crate) fn lock(&mut self, now: Duration, ttl: Duration, times: u32) {
-        let held = if self.is_locked(now) { self.count } else { 0 };
+        let (held, until) = if self.is_locked(now) { (self.count, self.expires) } else { (0, now) };
         self.count = held.saturating_add(times);
-        self.expires = now.saturating_add(ttl);
+        self.expires = until.max(now.saturating_add(ttl));
     }
 
     /// Gives it back `times` over, but never more often than it was taken.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, ThreadId};
 
@@ -12,7 +13,9 @@ use crate::ObjectKey;
 /// Calls come after the state has changed and before the method that changed it returns, one at a
 /// time and in the order of the changes, except [`L1Listener::accessed`], which comes at any time.
 /// No lock of the manager is held meanwhile, so a listener may ask the manager, or change it; what
-/// that leads to is told once the present call has returned. A call never has an empty list.
+/// that leads to is told once the present call has returned. It must not wait for another thread
+/// that calls a manager, nor run or drop an eviction controller: that thread may be waiting for this
+/// call. A call never has an empty list. One that panics is logged, and the others are told.
 ///
 /// All methods do nothing unless written.
 pub trait L1Listener: fmt::Debug + Send + Sync {
@@ -46,6 +49,8 @@ pub(crate) enum Event {
     WriteFinished,
     FinishWriteAndReserveRead,
     Deleted,
+    /// Has no keys.
+    DeletionsMissed,
 }
 
 /// The listeners of one manager, and what they are still to be told.
@@ -77,6 +82,11 @@ impl Listeners {
         }
     }
 
+    /// Queues that deletions may have gone untold.
+    pub(crate) fn queue_deletions_missed(&self) {
+        lock(&self.queue).push_back((Event::DeletionsMissed, Vec::new()));
+    }
+
     /// Tells everything that is queued, or waits until another thread has. Not under a lock.
     pub(crate) fn tell(&self) {
         let me = thread::current().id();
@@ -92,7 +102,7 @@ impl Listeners {
         let listeners = self.registered();
         while let Some((event, keys)) = self.next() {
             for listener in &listeners {
-                match event {
+                guarded(|| match event {
                     Event::ReservedRead => listener.reserved_read(&keys),
                     Event::ReadFinished => listener.read_finished(&keys),
                     Event::ReservedWrite => listener.reserved_write(&keys),
@@ -101,7 +111,8 @@ impl Listeners {
                         listener.finish_write_and_reserve_read(&keys);
                     }
                     Event::Deleted => listener.deleted_by_manager(&keys),
-                }
+                    Event::DeletionsMissed => listener.deletions_missed(),
+                });
             }
         }
     }
@@ -113,12 +124,17 @@ impl Listeners {
     /// Tells at once, whatever else goes on.
     pub(crate) fn accessed(&self, keys: &[ObjectKey]) {
         if !keys.is_empty() {
-            self.registered().iter().for_each(|listener| listener.accessed(keys));
+            for listener in self.registered() {
+                guarded(|| listener.accessed(keys));
+            }
         }
     }
+}
 
-    pub(crate) fn deletions_missed(&self) {
-        self.registered().iter().for_each(|listener| listener.deletions_missed());
+/// A listener's panic must not end the thread that tells, which may be the one behind a manager.
+fn guarded(tell: impl FnOnce()) {
+    if panic::catch_unwind(AssertUnwindSafe(tell)).is_err() {
+        tracing::error!("a listener panicked; whoever wrote it should look at the message above");
     }
 }
 

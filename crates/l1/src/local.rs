@@ -1,6 +1,6 @@
 //! The L1 over private DRAM.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -122,15 +122,32 @@ impl LocalL1Manager {
 
     /// Does `work` under the lock, at one moment, and then tells the listeners.
     fn locked<T>(&self, work: impl FnOnce(&mut State, Duration) -> T) -> T {
-        let now = self.clock.now();
-        let result = work(&mut self.lock(), now);
+        let result = {
+            let (mut state, now) = self.state();
+            work(&mut state, now)
+        };
         self.listeners.tell();
         result
+    }
+
+    /// The state, and the time since it is locked: a thread that had to wait works with no old one.
+    fn state(&self) -> (MutexGuard<'_, State>, Duration) {
+        let state = self.lock();
+        let now = self.clock.now();
+        (state, now)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while the state is half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells that these are gone, but for those of which something is left.
+    fn queue_gone(&self, state: &State, keys: impl IntoIterator<Item = ObjectKey>) {
+        let left =
+            |key: &ObjectKey| state.staging.contains(key) || state.resident.contains_key(key);
+        let gone = keys.into_iter().filter(|key| !left(key));
+        self.listeners.queue(Event::Deleted, gone.collect());
     }
 
     /// Finishes one write. Says whether the chunk became resident now.
@@ -242,17 +259,17 @@ impl L1Manager for LocalL1Manager {
             if state.closed {
                 return vec![Err(L1Error::OutOfMemory); writes.len()];
             }
-            let (mut pending, mut discarded) = (Vec::new(), Vec::new());
+            let (mut pending, mut outgrown) = (Vec::new(), Vec::new());
             let begin = |(index, write): (usize, &Write)| {
                 if state.resident.contains_key(&write.key) {
                     return Err(L1Error::KeyNotWritable);
                 }
                 let (bytes, temporary) = (layout.bytes(), write.temporary);
-                let staging = &mut state.staging;
-                match staging.begin(now, &write.key, tag, temporary, bytes, &mut discarded) {
+                match state.staging.begin(now, &write.key, tag, temporary, bytes) {
                     Begun::Taken => Err(L1Error::KeyNotWritable),
                     Begun::HandedOver(object) => Ok(object),
-                    Begun::Pending => {
+                    Begun::Pending { discarded } => {
+                        outgrown.extend(discarded.map(|_| write.key.clone()));
                         pending.push(index);
                         Err(L1Error::OutOfMemory)
                     }
@@ -260,7 +277,6 @@ impl L1Manager for LocalL1Manager {
             };
             let mut outcomes: Outcomes<WriteObject> =
                 writes.iter().enumerate().map(begin).collect();
-            drop(discarded);
             let mut blocks = self.arena.allocate(layout.bytes(), pending.len()).map(Vec::into_iter);
             for index in pending {
                 let key = &writes[index].key;
@@ -274,6 +290,7 @@ impl L1Manager for LocalL1Manager {
             }
             let keys: Vec<ObjectKey> = writes.iter().map(|write| write.key.clone()).collect();
             self.listeners.queue(Event::ReservedWrite, succeeded(&keys, &outcomes));
+            self.queue_gone(state, outgrown);
             outcomes
         })
     }
@@ -322,13 +339,11 @@ impl L1Manager for LocalL1Manager {
             let mut gone = Vec::new();
             let discard = |key: &ObjectKey| {
                 drop(state.staging.take(now, key, tag)?);
-                if !state.resident.contains_key(key) && !state.staging.contains(key) {
-                    gone.push(key.clone());
-                }
+                gone.push(key.clone());
                 Ok(())
             };
             let outcomes = keys.iter().map(discard).collect();
-            self.listeners.queue(Event::Deleted, gone);
+            self.queue_gone(state, gone);
             outcomes
         })
     }
@@ -345,19 +360,14 @@ impl L1Manager for LocalL1Manager {
     fn clear(&self, force: bool) {
         self.locked(|state, now| {
             let stays = |resident: &Resident| resident.lock.is_locked(now) && !force;
-            let mut gone: Vec<ObjectKey> = state
-                .resident
-                .extract_if(|_, resident| !stays(resident))
-                .map(|(key, _)| key)
-                .collect();
+            let cleared = state.resident.extract_if(|_, resident| !stays(resident));
+            let mut gone: BTreeSet<ObjectKey> = cleared.map(|(key, _)| key).collect();
             for key in state.staging.keys() {
-                let reclaimed = !state.staging.reclaim(now, &key, force).is_empty();
-                let left = state.staging.contains(&key) || state.resident.contains_key(&key);
-                if reclaimed && !left && !gone.contains(&key) {
-                    gone.push(key);
+                if !state.staging.reclaim(now, &key, force).is_empty() {
+                    gone.insert(key);
                 }
             }
-            self.listeners.queue(Event::Deleted, gone);
+            self.queue_gone(state, gone);
         });
     }
 
@@ -366,7 +376,7 @@ impl L1Manager for LocalL1Manager {
     }
 
     fn is_key_evictable(&self, key: &ObjectKey) -> bool {
-        let (now, state) = (self.clock.now(), self.lock());
+        let (state, now) = self.state();
         let unlocked = |resident: &Resident| !resident.lock.is_locked(now);
         state.resident.get(key).is_some_and(unlocked) || state.staging.has_expired(now, key)
     }
@@ -393,7 +403,7 @@ impl L1Manager for LocalL1Manager {
     }
 
     fn object_state(&self, key: &ObjectKey) -> Option<ObjectState> {
-        let (now, state) = (self.clock.now(), self.lock());
+        let (state, now) = self.state();
         let resident = state.resident.get(key)?;
         let read_locks = resident.lock.count(now);
         Some(ObjectState { read_locks, temporary: resident.temporary })
@@ -401,7 +411,7 @@ impl L1Manager for LocalL1Manager {
 
     fn report_status(&self) -> L1Status {
         let (resident, staged) = {
-            let (now, state) = (self.clock.now(), self.lock());
+            let (state, now) = self.state();
             let resident = state.resident.values();
             let resident = resident.map(|one| (one.lock.is_locked(now), one.temporary));
             (Counts::of(resident), state.staging.counts(now))

@@ -1,7 +1,8 @@
 //! Chunks in the hands of callers.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use crate::L1Error;
 
@@ -85,8 +86,8 @@ impl WriteObject {
     }
 
     /// Lets `write` write the bytes in place; what was there before is undefined.
-    /// `KEY_IN_WRONG_STATE` if they are not this writer's any more. While `write` runs, the space
-    /// is not reclaimed, whatever its age, and the write cannot be finished.
+    /// `KEY_IN_WRONG_STATE` if they are not this writer's any more, or another call is at it. While
+    /// `write` runs, the space is not reclaimed, whatever its age, and the write cannot be finished.
     pub fn write<T>(&self, write: impl FnOnce(&mut [u8]) -> T) -> Result<T, L1Error> {
         let mut write = Some(write);
         let mut value = None;
@@ -102,33 +103,71 @@ trait WriteSlot: fmt::Debug + Send + Sync {
 
 /// Holds the memory of one reservation until the writer may not write any more.
 #[derive(Debug)]
-pub(crate) struct Slot<B>(Mutex<Option<B>>);
+pub(crate) struct Slot<B> {
+    buffer: Mutex<Option<B>>,
+    /// Nobody may write any more: a writer that is at it takes the memory along.
+    over: AtomicBool,
+}
 
 impl<B: WriteBuffer + 'static> Slot<B> {
     /// A slot, and the writer's access to it.
     pub(crate) fn new(buffer: B) -> (Arc<Self>, WriteObject) {
         let (bytes, offset) = (buffer.len(), buffer.offset());
-        let slot = Arc::new(Self(Mutex::new(Some(buffer))));
+        let slot = Self { buffer: Mutex::new(Some(buffer)), over: AtomicBool::new(false) };
+        let slot = Arc::new(slot);
         let object = WriteObject { slot: Arc::clone(&slot) as Arc<dyn WriteSlot>, bytes, offset };
         (slot, object)
     }
 
     /// Takes the memory from the writer, for good; `None` while the writer is at it.
     pub(crate) fn take(&self) -> Option<B> {
-        match self.0.try_lock() {
-            Ok(mut buffer) => buffer.take(),
+        self.idle()?.take()
+    }
+
+    /// The same; while the writer is at it, the memory goes as soon as that is done.
+    pub(crate) fn end(&self) -> Option<B> {
+        self.over.store(true, Ordering::SeqCst);
+        self.take()
+    }
+
+    /// Whether the memory cannot become resident any more, as far as can be seen.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.idle().is_some_and(|buffer| buffer.as_ref().is_some_and(WriteBuffer::is_lost))
+    }
+}
+
+impl<B> Slot<B> {
+    /// The memory, if nobody is at it.
+    fn idle(&self) -> Option<MutexGuard<'_, Option<B>>> {
+        match self.buffer.try_lock() {
+            Ok(buffer) => Some(buffer),
             // A writer that panicked is not at it any more. What it left is the writer's to answer
             // for: whoever finishes says that the bytes are good.
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().take(),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+/// Looks, behind a write, whether the memory was to go meanwhile. Not inside it: whoever ends the
+/// slot either finds it idle, or is seen here.
+struct Afterwards<'a, B>(&'a Slot<B>);
+
+impl<B> Drop for Afterwards<'_, B> {
+    fn drop(&mut self) {
+        if self.0.over.load(Ordering::SeqCst) {
+            drop(self.0.idle().and_then(|mut buffer| buffer.take()));
         }
     }
 }
 
 impl<B: WriteBuffer> WriteSlot for Slot<B> {
     fn with(&self, write: &mut dyn FnMut(&mut [u8])) {
-        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(buffer) = buffer.as_mut() {
+        let _afterwards = Afterwards(self);
+        let Some(mut buffer) = self.idle() else {
+            return;
+        };
+        if let Some(buffer) = buffer.as_mut().filter(|_| !self.over.load(Ordering::SeqCst)) {
             write(buffer.bytes_mut());
         }
     }
@@ -169,6 +208,24 @@ mod tests {
         let (slot, object) = Slot::new(Bytes(vec![0; 3]));
         object.write(|_| assert!(slot.take().is_none())).unwrap();
         assert!(slot.take().is_some());
+    }
+
+    #[test]
+    fn memory_that_ends_during_a_write_goes_with_it() {
+        let (slot, object) = Slot::new(Bytes(vec![0; 3]));
+        object.write(|_| assert!(slot.end().is_none())).unwrap();
+        assert!(slot.buffer.lock().unwrap().is_none());
+        assert_eq!(object.write(|_| ()), Err(L1Error::KeyInWrongState));
+        let (slot, object) = Slot::new(Bytes(vec![0; 3]));
+        assert!(slot.end().is_some());
+        assert_eq!(object.write(|_| ()), Err(L1Error::KeyInWrongState));
+    }
+
+    #[test]
+    fn one_call_writes_at_a_time() {
+        let (_slot, object) = Slot::new(Bytes(vec![0; 3]));
+        let inside = object.write(|_| object.write(|_| ()));
+        assert_eq!(inside, Ok(Err(L1Error::KeyInWrongState)));
     }
 
     #[test]

@@ -29,15 +29,25 @@ struct Staged<B> {
     temporary: bool,
 }
 
+impl<B: WriteBuffer + 'static> Staged<B> {
+    /// Whether it can be reclaimed: it has expired, or can never be finished.
+    fn is_over(&self, now: Duration) -> bool {
+        !self.lock.is_locked(now) || self.slot.as_ref().is_some_and(|slot| slot.is_lost())
+    }
+}
+
 /// What came of asking for a reservation.
 #[derive(Debug)]
-pub(crate) enum Begun {
+pub(crate) enum Begun<B> {
     /// This tag has one.
     Taken,
     /// It had one that expired; this is the same memory.
     HandedOver(WriteObject),
     /// The place is kept: memory is to be found for it, or it is to be cancelled.
-    Pending,
+    Pending {
+        /// It had one that expired and does not fit.
+        discarded: Option<B>,
+    },
 }
 
 /// Staged memory, taken from its writer.
@@ -57,7 +67,7 @@ impl<B: WriteBuffer + 'static> Staging<B> {
         self.bytes
     }
 
-    /// Asks for a reservation of `bytes`. One that has expired and does not fit is `discarded`.
+    /// Asks for a reservation of `bytes`.
     pub(crate) fn begin(
         &mut self,
         now: Duration,
@@ -65,14 +75,14 @@ impl<B: WriteBuffer + 'static> Staging<B> {
         tag: &str,
         temporary: bool,
         bytes: u64,
-        discarded: &mut Vec<B>,
-    ) -> Begun {
+    ) -> Begun<B> {
         let mut lock = TtlLock::OPEN;
         lock.lock(now, self.ttl, 1);
         let all = self.by_key.entry(key.clone()).or_default();
+        let mut discarded = None;
         if let Some(index) = all.iter().position(|staged| *staged.tag == *tag) {
             let staged = &mut all[index];
-            let slot = staged.slot.as_ref().filter(|_| !staged.lock.is_locked(now));
+            let slot = staged.slot.as_ref().filter(|_| staged.is_over(now));
             let Some(buffer) = slot.and_then(|slot| slot.take()) else {
                 return Begun::Taken;
             };
@@ -84,10 +94,10 @@ impl<B: WriteBuffer + 'static> Staging<B> {
             // Made for another layout, or lost with its session: given back, and asked for anew.
             self.bytes -= staged.bytes;
             all.swap_remove(index);
-            discarded.push(buffer);
+            discarded = Some(buffer);
         }
         all.push(Staged { tag: tag.into(), slot: None, bytes: 0, lock, temporary });
-        Begun::Pending
+        Begun::Pending { discarded }
     }
 
     /// Memory was found for a pending reservation.
@@ -135,7 +145,7 @@ impl<B: WriteBuffer + 'static> Staging<B> {
         let mut reclaimed = Vec::new();
         let mut freed = 0;
         self.retain(key, |staged| {
-            let slot = staged.slot.as_ref().filter(|_| force || !staged.lock.is_locked(now));
+            let slot = staged.slot.as_ref().filter(|_| force || staged.is_over(now));
             let Some(buffer) = slot.and_then(|slot| slot.take()) else {
                 return true;
             };
@@ -161,18 +171,19 @@ impl<B: WriteBuffer + 'static> Staging<B> {
     pub(crate) fn take_all(&mut self) -> Vec<B> {
         self.bytes = 0;
         let all = self.by_key.drain().flat_map(|(_, all)| all);
-        all.filter_map(|staged| staged.slot.and_then(|slot| slot.take())).collect()
+        all.filter_map(|staged| staged.slot.and_then(|slot| slot.end())).collect()
     }
 
-    /// Whether anything is staged under the key, live or expired.
+    /// Whether anything is staged under the key, live or expired. What is still being asked for is
+    /// not: it may yet be refused.
     pub(crate) fn contains(&self, key: &ObjectKey) -> bool {
-        self.by_key.contains_key(key)
+        self.by_key.get(key).is_some_and(|all| all.iter().any(|staged| staged.slot.is_some()))
     }
 
     /// Whether a reservation of the key can be reclaimed.
     pub(crate) fn has_expired(&self, now: Duration, key: &ObjectKey) -> bool {
-        let expired = |staged: &Staged<B>| staged.slot.is_some() && !staged.lock.is_locked(now);
-        self.by_key.get(key).is_some_and(|all| all.iter().any(expired))
+        let over = |staged: &Staged<B>| staged.slot.is_some() && staged.is_over(now);
+        self.by_key.get(key).is_some_and(|all| all.iter().any(over))
     }
 
     /// The keys under which something is staged.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rustix::io::Errno;
+use rustix::process::{Pid, getpid};
 
 use crate::error::MappingError;
 use crate::mapping::PoolMapping;
@@ -60,6 +61,8 @@ pub enum PopulateError {
 pub struct Populate {
     work: Arc<Work>,
     threads: Vec<JoinHandle<()>>,
+    /// The process whose threads they are.
+    owner: Pid,
 }
 
 #[derive(Debug)]
@@ -99,7 +102,7 @@ impl Populate {
             stop: AtomicBool::new(false),
             error: Mutex::new(None),
         };
-        let mut populate = Self { work: Arc::new(work), threads: Vec::new() };
+        let mut populate = Self { work: Arc::new(work), threads: Vec::new(), owner: getpid() };
         for _ in 0..threads.max(1) {
             let work = Arc::clone(&populate.work);
             let thread = thread::Builder::new()
@@ -140,6 +143,11 @@ impl Populate {
 
 impl Drop for Populate {
     fn drop(&mut self) {
+        if getpid() != self.owner {
+            // A forked child has none of its parent's threads to wait for.
+            std::mem::forget(std::mem::take(&mut self.threads));
+            return;
+        }
         self.work.stop.store(true, Ordering::Relaxed);
         self.join();
     }

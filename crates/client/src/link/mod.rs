@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Resume, Welcome};
+use rustix::process::{Pid, getpid};
 
 pub(crate) use self::state::Orphan;
 use self::state::State;
@@ -32,6 +33,8 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) config: ClientConfig,
+    /// The process that speaks over it.
+    owner: Pid,
     host: String,
     state: Mutex<State>,
     /// Something was delivered, or the reading is nobody's.
@@ -77,7 +80,13 @@ impl Link {
         };
         let (state, changed, watched) =
             (Mutex::new(State::new()), Condvar::new(), Watched::default());
-        Self { config, host, state, changed, watched }
+        Self { config, owner: getpid(), host, state, changed, watched }
+    }
+
+    /// What a forked child has of this link, but for the connection.
+    #[cfg(test)]
+    pub(crate) fn of_another_process(&self) -> Self {
+        Self { owner: Pid::INIT, ..Self::new(self.config.clone()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -87,9 +96,16 @@ impl Link {
 
     /// The present session, connecting if there is none.
     pub(crate) fn session(&self) -> Result<Arc<Session>, ClientError> {
+        self.check_owner()?;
         let (state, connected) = self.connect(self.lock(), Instant::now());
         connected?;
         state.session.clone().ok_or(ClientError::SessionLost)
+    }
+
+    /// Whether this is the process that connected. A forked child has a copy of all this, and the
+    /// connection in common with its parent: it must not speak for it.
+    fn check_owner(&self) -> Result<(), ClientError> {
+        if getpid() == self.owner { Ok(()) } else { Err(ClientError::SessionLost) }
     }
 
     /// The session that was begun last; `None` once the client is gone.
@@ -110,6 +126,9 @@ impl Link {
     /// Ends the session for good. It says goodbye only if no writable page is out: a goodbye
     /// promises that nothing more is written.
     pub(crate) fn farewell(&self) {
+        if self.check_owner().is_err() {
+            return;
+        }
         let mut state = self.lock();
         // From here on a broken connection stays broken, so the goodbye waits for nobody.
         state.closed = true;
@@ -172,6 +191,7 @@ impl Link {
         body: Body<'_>,
         session: Option<&Arc<Session>>,
     ) -> Result<(Arc<Session>, Answer), Failed> {
+        self.check_owner()?;
         let started = Instant::now();
         let (mut state, current) = self.admit(started)?;
         if session.is_some_and(|session| !Arc::ptr_eq(session, &current)) {
@@ -188,9 +208,7 @@ impl Link {
             let patience = self.patience(started);
             if patience.is_zero() {
                 state.abandon(seq);
-                // Sent again over another connection, it may have its answer after all; without it,
-                // everything behind it would pile up.
-                state.disconnect();
+                state.give_up_on_a_hang(self.config.timeout);
                 self.changed.notify_all();
                 return Err(Failed { error: self.timeout(), in_flight: true });
             }
@@ -207,6 +225,7 @@ impl Link {
     /// Fails unless the session was alive at a moment after this call began: then whatever it held
     /// before the call, it held all the time. Costs a round trip only if nothing was heard lately.
     pub(crate) fn confirm(&self, session: &Arc<Session>) -> Result<(), ClientError> {
+        self.check_owner()?;
         if session.is_lost() {
             return Err(ClientError::SessionLost);
         }
@@ -235,6 +254,9 @@ impl Link {
             }
             let patience = self.patience(started);
             if patience.is_zero() {
+                let mut state = connected;
+                state.give_up_on_a_hang(self.config.timeout);
+                self.changed.notify_all();
                 return Err(self.timeout());
             }
             let (waited, result) = self.wait(connected, started, patience);
@@ -336,7 +358,8 @@ impl Link {
                 return (state, Err(ClientError::SessionLost));
             }
             let left = self.patience(started);
-            let resume = state.session.as_ref().map(|session| session.resume());
+            let going_on = state.session.as_ref().filter(|session| !session.is_lost());
+            let resume = going_on.map(|session| session.resume());
             drop(state);
             let greeted = self.greet(resume, left.clamp(RETRY_MIN, ATTEMPT_MAX));
             state = self.lock();

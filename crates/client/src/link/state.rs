@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use maru_protocol::{Answer, Body, FrameKind, Refusal, Reply, Request};
 
@@ -130,16 +130,25 @@ impl State {
         self.session = Some(Arc::new(session));
     }
 
-    /// The session is over: what was on its way is lost.
+    /// The session is over: what was on its way is lost. It stays in its place until another takes it.
     pub(super) fn end_session(&mut self) {
-        if let Some(old) = self.session.take() {
+        if let Some(old) = self.session.as_ref().filter(|old| !old.is_lost()) {
             tracing::warn!(session = %old.id, "a session was lost; a new one begins");
             old.lose();
-            self.lost.push(old);
+            self.lost.push(Arc::clone(old));
         }
         self.pending.retain(|_, pending| !pending.abandoned);
         for pending in self.pending.values_mut() {
             pending.outcome.get_or_insert(Err(ClientError::SessionLost));
+        }
+    }
+
+    /// Breaks the connection if a request was sent over it about `timeout` ago and has no answer.
+    /// Sent again over another, it may have one after all; without, everything would pile up behind.
+    pub(super) fn give_up_on_a_hang(&mut self, timeout: Duration) {
+        let oldest = self.pending.values().find(|pending| pending.outcome.is_none());
+        if oldest.is_some_and(|oldest| oldest.sent.elapsed() >= timeout * 9 / 10) {
+            self.disconnect();
         }
     }
 

@@ -41,17 +41,18 @@ impl State {
         }
     }
 
-    /// The chunk, if it is held and its session still lives as far as is known. One that was lost
-    /// is forgotten: there is nothing to give back.
-    pub(super) fn held(&mut self, key: &ObjectKey) -> Option<&mut Held> {
-        if self.held.get(key).is_some_and(|held| held.page.is_lost()) {
-            self.held.remove(key);
-        }
-        self.held.get_mut(key)
+    /// The chunk, if it is held and its session still lives as far as is known.
+    pub(super) fn held(&self, key: &ObjectKey) -> Option<&Held> {
+        self.held.get(key).filter(|held| !held.page.is_lost())
+    }
+
+    /// The same, to be locked.
+    pub(super) fn held_mut(&mut self, key: &ObjectKey) -> Option<&mut Held> {
+        self.held.get_mut(key).filter(|held| !held.page.is_lost())
     }
 
     /// Locks a chunk that was just pinned. If another thread was first, its pin serves both, and
-    /// this one is returned.
+    /// this one is returned; and if the manager was closed meanwhile, it is returned, too.
     pub(super) fn hold(
         &mut self,
         now: Duration,
@@ -60,23 +61,24 @@ impl State {
         right: Right,
         read_locks: u32,
     ) -> (ReadObject, Option<Right>) {
-        let spare = if self.held(key).is_some() {
-            Some(right)
-        } else {
-            let page = Arc::new(HeldPage::new(right));
-            let idle_until = now.saturating_add(ttl);
-            self.held.insert(key.clone(), Held { page, lock: TtlLock::OPEN, idle_until });
-            None
-        };
-        let held = self.held.get_mut(key).expect("found or inserted above");
-        if read_locks > 0 {
-            held.lock.lock(now, ttl, read_locks);
+        if let Some(held) = self.held_mut(key) {
+            held.reserve(now, ttl, read_locks);
+            return (held.object(), Some(right));
         }
-        (held.object(), spare)
+        let page = Arc::new(HeldPage::new(right));
+        let idle_until = now.saturating_add(ttl);
+        let mut held = Held { page, lock: TtlLock::OPEN, idle_until };
+        held.reserve(now, ttl, read_locks);
+        let object = held.object();
+        if self.closed {
+            return (object, held.page.end());
+        }
+        self.held.insert(key.clone(), held);
+        (object, None)
     }
 
-    /// Takes the chunks that nobody holds any more: their locks have expired, or they are temporary
-    /// and were not read in time.
+    /// Takes the chunks that nobody holds any more: their locks have expired, they are temporary and
+    /// were not read in time, or they were lost with their session.
     pub(super) fn take_expired(&mut self, now: Duration) -> Vec<(ObjectKey, Held)> {
         let expired = |held: &Held| !held.lock.is_locked(now) && now >= held.idle_until;
         self.held.extract_if(|_, held| expired(held) || held.page.is_lost()).collect()
@@ -84,6 +86,13 @@ impl State {
 }
 
 impl Held {
+    /// Takes so many read locks, or none.
+    pub(super) fn reserve(&mut self, now: Duration, ttl: Duration, read_locks: u32) {
+        if read_locks > 0 {
+            self.lock.lock(now, ttl, read_locks);
+        }
+    }
+
     pub(super) fn object(&self) -> ReadObject {
         ReadObject::new(Arc::clone(&self.page) as Arc<dyn ReadBuffer>)
     }

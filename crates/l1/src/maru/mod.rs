@@ -24,7 +24,7 @@ use self::held::{Right, State};
 use self::pool::Pool;
 use self::upkeep::Touched;
 use crate::contract::Counts;
-use crate::listener::Listeners;
+use crate::listener::{Event, Listeners};
 use crate::{
     Clock, L1Backend, L1ConfigError, L1Listener, L1Manager, L1ManagerConfig, L1ManagerId,
     L1MemoryDesc, L1Status, LayoutError, MaruL1Config, MemoryLayoutDesc, MemoryUsage,
@@ -37,8 +37,9 @@ use crate::{
 ///
 /// - A chunk that another instance stored is resident here, too: writing it is refused, which saves
 ///   the copy.
-/// - A temporary chunk is this manager's alone, in a page of its own that no key leads to. One that
-///   is not read within a read lock's time is dropped.
+/// - A temporary chunk is this manager's alone, in a page that it has reserved: readers elsewhere do
+///   not find it, and to who would delete it the key is locked. One that is not read within a read
+///   lock's time is dropped.
 /// - `delete` and `clear` never touch what another instance reads, nor, with or without `force`,
 ///   what it writes.
 /// - The server evicts, so [`L1Manager::is_key_evictable`] is true for expired reservations only.
@@ -201,8 +202,22 @@ impl Shared {
 
     /// Does `work` under the lock, at one moment.
     fn locked<T>(&self, work: impl FnOnce(&mut State, Duration) -> T) -> T {
+        let (mut state, now) = self.state();
+        work(&mut state, now)
+    }
+
+    /// The state, and the time since it is locked: a thread that had to wait works with no old one.
+    fn state(&self) -> (MutexGuard<'_, State>, Duration) {
+        let state = self.lock();
         let now = self.clock.now();
-        work(&mut self.lock(), now)
+        (state, now)
+    }
+
+    /// Tells that these are gone, but for those of which this manager has something.
+    fn queue_gone(&self, state: &State, keys: impl IntoIterator<Item = ObjectKey>) {
+        let left = |key: &ObjectKey| state.staging.contains(key) || state.held(key).is_some();
+        let gone = keys.into_iter().filter(|key| !left(key));
+        self.listeners.queue(Event::Deleted, gone.collect());
     }
 
     /// Waits until no other thread changes these keys at the server: so listeners hear of changes of
@@ -294,12 +309,15 @@ impl L1Manager for MaruL1Manager {
     }
 
     fn is_key_evictable(&self, key: &ObjectKey) -> bool {
-        let (now, state) = (self.shared.clock.now(), self.shared.lock());
+        let (state, now) = self.shared.state();
         state.staging.has_expired(now, key)
     }
 
     /// Of the whole pool, whoever uses it; as last heard, if the server does not answer.
     fn memory_usage(&self) -> MemoryUsage {
+        if self.shared.lock().closed {
+            return MemoryUsage::default();
+        }
         self.shared.pool.flush();
         let stats = self.shared.pool.stats();
         let mut usage = self.shared.usage.lock().unwrap_or_else(PoisonError::into_inner);
@@ -341,7 +359,7 @@ impl L1Manager for MaruL1Manager {
 
     fn object_state(&self, key: &ObjectKey) -> Option<ObjectState> {
         {
-            let (now, mut state) = (self.shared.clock.now(), self.shared.lock());
+            let (state, now) = self.shared.state();
             if let Some(held) = state.held(key) {
                 let (read_locks, temporary) = (held.lock.count(now), held.page.is_temporary());
                 return Some(ObjectState { read_locks, temporary });
@@ -353,7 +371,7 @@ impl L1Manager for MaruL1Manager {
 
     fn report_status(&self) -> L1Status {
         let (held, staged) = {
-            let (now, state) = (self.shared.clock.now(), self.shared.lock());
+            let (state, now) = self.shared.state();
             let held = state.held.values();
             let held = held.map(|one| (one.lock.is_locked(now), one.page.is_temporary()));
             (Counts::of(held), state.staging.counts(now))

@@ -18,21 +18,23 @@ const LIST_LIMIT: u32 = 1024;
 #[derive(Debug)]
 pub(super) struct Pool {
     client: Mutex<Option<Client>>,
-    /// The most keys of one request.
-    batch_max: usize,
 }
 
 impl Pool {
     pub(super) fn connect(config: ClientConfig) -> Result<Self, ClientError> {
-        let client = Client::connect(config)?;
-        let batch_max = client.batch_max()?.max(1);
-        Ok(Self { client: Mutex::new(Some(client)), batch_max })
+        Ok(Self { client: Mutex::new(Some(Client::connect(config)?)) })
     }
 
     /// The client; [`ClientError::SessionLost`] once it is closed.
     pub(super) fn client(&self) -> Result<Client, ClientError> {
         let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         client.clone().ok_or(ClientError::SessionLost)
+    }
+
+    /// The most keys of one request to the present server.
+    fn batch_max(&self) -> usize {
+        // Without one, the requests will say so.
+        self.client().map_or(usize::MAX, |client| client.batch_max())
     }
 
     pub(super) fn close(&self) {
@@ -62,7 +64,7 @@ impl Pool {
     ) -> Result<Vec<Reserved>, ClientError> {
         let client = self.client()?;
         let mut all = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(self.batch_max) {
+        for keys in keys.chunks(self.batch_max()) {
             let how = Reserve { tag, ..Reserve::default() };
             let reserved = client.reserve(&wire(keys), page_bytes, how);
             all.extend(reserved.inspect_err(warn("reserve"))?);
@@ -105,7 +107,7 @@ impl Pool {
         ask: impl Fn(&Client, &[K]) -> Result<Vec<T>, ClientError>,
     ) -> Vec<Option<T>> {
         let mut answers = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(self.batch_max) {
+        for keys in keys.chunks(self.batch_max()) {
             match self.client().and_then(|client| ask(&client, keys)).inspect_err(warn(what)) {
                 Ok(some) => answers.extend(some.into_iter().map(Some)),
                 Err(_) => answers.extend(none(keys.len())),
@@ -136,7 +138,7 @@ impl Pool {
         let mut answers = Vec::with_capacity(pages.len());
         let mut pages = pages.into_iter().peekable();
         while pages.peek().is_some() {
-            let batch: Vec<ReservedPage> = pages.by_ref().take(self.batch_max).collect();
+            let batch: Vec<ReservedPage> = pages.by_ref().take(self.batch_max()).collect();
             let len = batch.len();
             let answered = self.client().and_then(|client| ask(&client, batch));
             answers.extend(answered.inspect_err(warn("commit")).unwrap_or_else(|_| none(len)));
@@ -158,7 +160,7 @@ impl Pool {
             }
         }
         while !pinned.is_empty() {
-            let rest = pinned.split_off(pinned.len().min(self.batch_max));
+            let rest = pinned.split_off(pinned.len().min(self.batch_max()));
             let batch = std::mem::replace(&mut pinned, rest);
             let released = self.client().and_then(|client| client.release(batch));
             // Lost with its session, or not heard of: then nothing is left to be released, or the
@@ -177,7 +179,7 @@ impl Pool {
 
     /// Counts as use. A hint: what does not arrive is not missed.
     pub(super) fn touch(&self, keys: &[ObjectKey]) {
-        for keys in keys.chunks(self.batch_max) {
+        for keys in keys.chunks(self.batch_max()) {
             let keys: Vec<Key<'_>> = keys.iter().map(ObjectKey::wire).collect();
             let touched = self.client().and_then(|client| client.touch(&keys));
             let _ = touched.inspect_err(|error| tracing::debug!(%error, "touch"));

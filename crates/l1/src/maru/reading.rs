@@ -12,22 +12,26 @@ impl Shared {
         let (count, ttl) = (clamp_read_locks(read_locks), self.read_ttl());
         let mut missing = Vec::new();
         let mut outcomes: Outcomes<ReadObject> = {
-            let (now, mut state) = (self.clock.now(), self.lock());
+            let (mut state, now) = self.state();
             let reserve = |(index, key): (usize, &ObjectKey)| {
-                let Some(held) = state.held(key) else {
+                let Some(held) = state.held_mut(key) else {
                     missing.push(index);
                     return Err(L1Error::KeyNotExist);
                 };
                 held.lock.lock(now, ttl, count);
                 Ok(held.object())
             };
-            keys.iter().enumerate().map(reserve).collect()
+            let outcomes = keys.iter().enumerate().map(reserve).collect();
+            if missing.is_empty() {
+                self.listeners.queue(Event::ReservedRead, succeeded(keys, &outcomes));
+                return outcomes;
+            }
+            outcomes
         };
+        let asked: Vec<&ObjectKey> = missing.iter().map(|index| &keys[*index]).collect();
+        let pages = self.pool.acquire(&asked);
         let mut spare = Vec::new();
-        if !missing.is_empty() {
-            let asked: Vec<&ObjectKey> = missing.iter().map(|index| &keys[*index]).collect();
-            let pages = self.pool.acquire(&asked);
-            let (now, mut state) = (self.clock.now(), self.lock());
+        self.locked(|state, now| {
             for (index, page) in missing.into_iter().zip(pages) {
                 let Some(page) = page.filter(|_| !state.closed) else {
                     continue;
@@ -37,9 +41,8 @@ impl Shared {
                 spare.extend(unneeded);
                 outcomes[index] = Ok(object);
             }
-        }
-        let good = succeeded(keys, &outcomes);
-        self.locked(|_, _| self.listeners.queue(Event::ReservedRead, good));
+            self.listeners.queue(Event::ReservedRead, succeeded(keys, &outcomes));
+        });
         self.pool.give_back(spare);
         outcomes
     }
@@ -48,7 +51,7 @@ impl Shared {
     pub(super) fn unsafe_read(&self, keys: &[ObjectKey]) -> Outcomes<ReadObject> {
         let mut unknown = Vec::new();
         let mut outcomes: Outcomes<ReadObject> = {
-            let (now, mut state) = (self.clock.now(), self.lock());
+            let (state, now) = self.state();
             let read = |(index, key): (usize, &ObjectKey)| match state.held(key) {
                 Some(held) if held.lock.is_locked(now) => Ok(held.object()),
                 Some(_) => Err(L1Error::KeyNotReadable),
@@ -63,7 +66,8 @@ impl Shared {
         outcomes
     }
 
-    /// One round trip where last locks are given back, else none.
+    /// One round trip where last locks are given back, and one more if the server was not heard of
+    /// lately, or to tell what is wrong with a key.
     pub(super) fn finish_read(&self, keys: &[ObjectKey], read_locks: u32) -> Outcomes<()> {
         let count = clamp_read_locks(read_locks);
         // Before the locks go: what is held now, and alive, was held all the time.
@@ -72,7 +76,7 @@ impl Shared {
         let mut outcomes: Outcomes<()> = self.locked(|state, now| {
             let mut dead = Vec::new();
             let finish = |(index, key): (usize, &ObjectKey)| {
-                let Some(held) = state.held(key) else {
+                let Some(held) = state.held_mut(key) else {
                     unknown.push(index);
                     return Err(L1Error::KeyNotExist);
                 };
@@ -93,7 +97,7 @@ impl Shared {
             };
             let outcomes = keys.iter().enumerate().map(finish).collect();
             self.listeners.queue(Event::ReadFinished, succeeded(keys, &outcomes));
-            self.listeners.queue(Event::Deleted, dead);
+            self.queue_gone(state, dead);
             outcomes
         });
         self.pool.give_back(ended);

@@ -1,12 +1,13 @@
 //! What takes chunks away.
 
+use std::collections::BTreeSet;
+
 use maru_client::ReservedPage;
 use maru_protocol::{DeleteOutcome, Key, Presence};
 
 use super::Shared;
-use super::held::{Right, State};
+use super::held::Right;
 use crate::contract::succeeded;
-use crate::listener::Event;
 use crate::{L1Error, ObjectKey, Outcomes};
 
 impl Shared {
@@ -16,6 +17,9 @@ impl Shared {
         let (mut discarded, mut ended, mut asked) = (Vec::new(), Vec::new(), Vec::new());
         let mut outcomes: Outcomes<()> = self.locked(|state, now| {
             let delete = |(index, key): (usize, &ObjectKey)| {
+                if state.closed {
+                    return Err(L1Error::KeyNotExist);
+                }
                 let reclaimed = state.staging.reclaim(now, key, force);
                 let reclaimed_some = !reclaimed.is_empty();
                 discarded.extend(reclaimed);
@@ -39,7 +43,9 @@ impl Shared {
         });
         self.discard(discarded, ended);
         let wire: Vec<Key<'_>> = asked.iter().map(|(index, _)| keys[*index].wire()).collect();
+        let mut unknown = false;
         for ((index, reclaimed), deleted) in asked.iter().zip(self.pool.delete(&wire)) {
+            unknown |= deleted.is_none();
             outcomes[*index] = match deleted {
                 Some(DeleteOutcome::Deleted) => Ok(()),
                 Some(DeleteOutcome::Missing) if *reclaimed => Ok(()),
@@ -50,30 +56,34 @@ impl Shared {
             };
         }
         let gone = succeeded(keys, &outcomes);
-        self.locked(|_, _| self.listeners.queue(Event::Deleted, gone));
+        self.locked(|state, _| {
+            self.queue_gone(state, gone);
+            if unknown {
+                self.listeners.queue_deletions_missed();
+            }
+        });
         outcomes
     }
 
     pub(super) fn clear(&self, force: bool) {
-        let (mut discarded, mut ended, mut reclaimed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut discarded, mut ended) = (Vec::new(), Vec::new());
+        let (mut reclaimed, mut cleared) = (BTreeSet::new(), BTreeSet::new());
         self.locked(|state, now| {
-            let mut gone = Vec::new();
             for key in state.staging.keys() {
                 let pages = state.staging.reclaim(now, &key, force);
                 if !pages.is_empty() {
                     discarded.extend(pages);
-                    reclaimed.push(key);
+                    reclaimed.insert(key);
                 }
             }
             for (key, held) in state.held.extract_if(|_, held| force || !held.lock.is_locked(now)) {
                 if held.page.is_temporary() {
-                    gone.push(key);
+                    cleared.insert(key);
                 }
                 ended.extend(held.page.end());
             }
-            reclaimed.retain(|key| !gone.contains(key));
             // At once: from here on a new one of the same key can come.
-            self.listeners.queue(Event::Deleted, gone);
+            self.queue_gone(state, cleared.iter().cloned());
         });
         self.discard(discarded, ended);
         let mut cursor = Some(0);
@@ -90,28 +100,30 @@ impl Shared {
                 deleted.then(|| parse(&key.bytes().to_vec())).flatten()
             });
             let deleted: Vec<ObjectKey> = deleted.collect();
-            reclaimed.retain(|key| !deleted.contains(key));
-            self.locked(|_, _| self.listeners.queue(Event::Deleted, deleted));
+            cleared.extend(deleted.iter().cloned());
+            self.locked(|state, _| self.queue_gone(state, deleted));
         }
-        let gone = self.gone(reclaimed);
-        self.locked(|_, _| self.listeners.queue(Event::Deleted, gone));
+        let reclaimed: Vec<ObjectKey> = reclaimed.difference(&cleared).cloned().collect();
+        let _changing = self.changing(&reclaimed);
+        self.tell_gone(reclaimed.clone());
     }
 
-    fn is_nothing_left(state: &mut State, key: &ObjectKey) -> bool {
-        !state.staging.contains(key) && state.held(key).is_none()
-    }
-
-    /// Of keys of which something was discarded, those that are now gone.
-    pub(super) fn gone(&self, keys: Vec<ObjectKey>) -> Vec<ObjectKey> {
-        let keys: Vec<ObjectKey> = {
-            let mut state = self.lock();
-            keys.into_iter().filter(|key| Self::is_nothing_left(&mut state, key)).collect()
-        };
+    /// Of keys of which something was discarded, tells those that are now gone. The caller changes
+    /// them.
+    pub(super) fn tell_gone(&self, keys: Vec<ObjectKey>) {
         let asked: Vec<&ObjectKey> = keys.iter().collect();
         let presence = self.pool.contains(&asked);
-        let gone = |presence: &Option<Presence>| !matches!(presence, Some(Presence::Resident));
-        let gone = keys.iter().zip(&presence).filter(|(_, presence)| gone(presence));
-        gone.map(|(key, _)| key.clone()).collect()
+        let unknown = presence.contains(&None);
+        let missing = |presence: &Option<Presence>| {
+            presence.is_some_and(|presence| presence != Presence::Resident)
+        };
+        let gone = keys.into_iter().zip(presence).filter(|(_, presence)| missing(presence));
+        self.locked(|state, _| {
+            self.queue_gone(state, gone.map(|(key, _)| key));
+            if unknown {
+                self.listeners.queue_deletions_missed();
+            }
+        });
     }
 
     /// Gives pages back, now: nobody finds memory missing that is free.

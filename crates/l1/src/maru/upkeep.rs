@@ -9,7 +9,6 @@ use maru_client::PoolEvent;
 
 use super::Shared;
 use crate::ObjectKey;
-use crate::listener::Event;
 
 /// The longest wait between two rounds.
 const ROUND_MAX: Duration = Duration::from_secs(1);
@@ -90,21 +89,21 @@ impl Shared {
             }
             let mut dead = Vec::new();
             for (key, held) in state.take_expired(now) {
-                tracing::warn!(%key, "read locks have expired; the chunk is let go");
+                tracing::warn!(%key, "read locks have expired or were lost; the chunk is let go");
                 if held.page.is_temporary() {
                     dead.push(key);
                 }
                 rights.extend(held.page.end());
             }
-            self.listeners.queue(Event::Deleted, dead);
+            self.queue_gone(state, dead);
         });
         let some = !pages.is_empty();
         drop(pages);
         self.pool.give_back(rights);
         if some {
             self.pool.flush();
-            let gone = self.gone(reclaimed);
-            self.locked(|_, _| self.listeners.queue(Event::Deleted, gone));
+            let _changing = self.changing(&reclaimed);
+            self.tell_gone(reclaimed.clone());
         }
     }
 
@@ -115,11 +114,11 @@ impl Shared {
                 // Who stores under other names than ours is not listened for.
                 let parse = |key: Vec<u8>| String::from_utf8(key).ok()?.parse().ok();
                 let keys: Vec<ObjectKey> = keys.into_iter().filter_map(parse).collect();
-                self.locked(|_, _| self.listeners.queue(Event::Deleted, keys));
-                self.listeners.tell();
+                self.locked(|state, _| self.queue_gone(state, keys));
             }
-            PoolEvent::Missed => self.listeners.deletions_missed(),
+            PoolEvent::Missed => self.listeners.queue_deletions_missed(),
         }
+        self.listeners.tell();
     }
 }
 
@@ -149,8 +148,15 @@ pub(super) fn watch(shared: &Arc<Shared>) {
     };
     let (shared, mut watch) = (Arc::clone(shared), watch);
     let run = move || {
+        let mut has_begun = false;
         while !watch.is_closed() {
-            if let Some(event) = watch.next(EVENTS_WAIT) {
+            let event = watch.next(EVENTS_WAIT);
+            if !has_begun && watch.is_watching() {
+                // Since the listener came there was time for deletions.
+                has_begun = true;
+                shared.tell(PoolEvent::Missed);
+            }
+            if let Some(event) = event {
                 shared.tell(event);
             }
         }

@@ -31,10 +31,11 @@ impl Shared {
         tag: &str,
     ) -> Outcomes<WriteObject> {
         let keys: Vec<ObjectKey> = writes.iter().map(|write| write.key.clone()).collect();
+        let _changing = self.changing(&keys);
         let stored_meanwhile = self.expired_but_resident(&keys);
-        let (mut pending, mut discarded) = (Vec::new(), Vec::new());
+        let (mut pending, mut discarded, mut outgrown) = (Vec::new(), Vec::new(), Vec::new());
         let mut outcomes: Outcomes<WriteObject> = {
-            let (now, mut state) = (self.clock.now(), self.lock());
+            let (mut state, now) = self.state();
             let begin = |(index, write): (usize, &Write)| {
                 if state.closed {
                     return Err(L1Error::OutOfMemory);
@@ -43,11 +44,12 @@ impl Shared {
                     return Err(L1Error::KeyNotWritable);
                 }
                 let (bytes, temporary) = (layout.bytes(), write.temporary);
-                let staging = &mut state.staging;
-                match staging.begin(now, &write.key, tag, temporary, bytes, &mut discarded) {
+                match state.staging.begin(now, &write.key, tag, temporary, bytes) {
                     Begun::Taken => Err(L1Error::KeyNotWritable),
                     Begun::HandedOver(object) => Ok(object),
-                    Begun::Pending => {
+                    Begun::Pending { discarded: old } => {
+                        outgrown.extend(old.is_some().then(|| write.key.clone()));
+                        discarded.extend(old);
                         pending.push(index);
                         Err(L1Error::OutOfMemory)
                     }
@@ -64,6 +66,11 @@ impl Shared {
             for index in pending {
                 let key = &keys[index];
                 outcomes[index] = match reserved.next() {
+                    Some(Reserved::Resident) => {
+                        state.staging.cancel(key, tag);
+                        outgrown.retain(|gone| gone != key);
+                        Err(L1Error::KeyNotWritable)
+                    }
                     Some(Reserved::Page(page)) => {
                         state.staging.fill(key, tag, page).ok_or(L1Error::OutOfMemory)
                     }
@@ -79,6 +86,7 @@ impl Shared {
                 };
             }
             self.listeners.queue(Event::ReservedWrite, succeeded(&keys, &outcomes));
+            self.queue_gone(state, outgrown);
         });
         outcomes
     }
@@ -87,7 +95,7 @@ impl Shared {
     /// the server, which would say so, is not asked for space there.
     fn expired_but_resident(&self, keys: &[ObjectKey]) -> HashSet<ObjectKey> {
         let expired: Vec<&ObjectKey> = {
-            let (now, state) = (self.clock.now(), self.lock());
+            let (state, now) = self.state();
             keys.iter().filter(|key| state.staging.has_expired(now, key)).collect()
         };
         let resident = self.are_resident(&expired);
@@ -117,15 +125,22 @@ impl Shared {
                     outcomes[index] = Err(L1Error::KeyInWrongState);
                 }
             }
-            let mut written = Vec::new();
+            let (mut written, mut unknown) = (Vec::new(), false);
             for (index, committed) in places.into_iter().zip(committed) {
                 match committed {
                     Some(Committed::Stored(_)) => written.push(keys[index].clone()),
                     Some(_) => {}
-                    None => outcomes[index] = Err(L1Error::KeyInWrongState),
+                    None => {
+                        // It may be resident, or gone.
+                        outcomes[index] = Err(L1Error::KeyInWrongState);
+                        unknown = true;
+                    }
                 }
             }
             self.listeners.queue(Event::WriteFinished, written);
+            if unknown {
+                self.listeners.queue_deletions_missed();
+            }
         });
         self.discard(discarded, spare);
         outcomes
@@ -157,9 +172,10 @@ impl Shared {
         self.locked(|state, now| {
             // Places in the batch, and whether the chunk there is the one that was finished.
             let mut done: Vec<(usize, bool)> = Vec::new();
+            let mut unknown = false;
             for (index, page) in unneeded {
                 discarded.push(page);
-                if let Some(held) = state.held(&keys[index]) {
+                if let Some(held) = state.held_mut(&keys[index]) {
                     held.lock.lock(now, ttl, count);
                     outcomes[index] = Ok(held.object());
                     done.push((index, false));
@@ -183,6 +199,7 @@ impl Shared {
             }
             for (index, promoted) in places.into_iter().zip(promoted) {
                 let Some(promoted) = promoted else {
+                    unknown = true;
                     continue;
                 };
                 let right = Right::Pinned(promoted.page);
@@ -198,6 +215,9 @@ impl Shared {
             };
             self.listeners.queue(Event::ReservedRead, those(false));
             self.listeners.queue(Event::FinishWriteAndReserveRead, those(true));
+            if unknown {
+                self.listeners.queue_deletions_missed();
+            }
         });
         self.discard(discarded, spare);
         outcomes
@@ -217,8 +237,7 @@ impl Shared {
             keys.iter().map(discard).collect()
         });
         self.discard(discarded, Vec::new());
-        let gone = self.gone(dropped);
-        self.locked(|_, _| self.listeners.queue(Event::Deleted, gone));
+        self.tell_gone(dropped);
         outcomes
     }
 
@@ -271,8 +290,8 @@ impl Shared {
 
     /// Which of these are held as temporary chunks: nothing else becomes resident here beside them.
     fn held_temporary(&self, keys: &[ObjectKey]) -> Vec<bool> {
-        let mut state = self.lock();
-        let mut temporary = |key| state.held(key).is_some_and(|held| held.page.is_temporary());
-        keys.iter().map(&mut temporary).collect()
+        let state = self.lock();
+        let temporary = |key| state.held(key).is_some_and(|held| held.page.is_temporary());
+        keys.iter().map(temporary).collect()
     }
 }

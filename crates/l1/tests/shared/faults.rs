@@ -193,6 +193,42 @@ fn in_background(work: impl FnOnce() + Send + 'static) -> Receiver<()> {
 }
 
 #[test]
+fn what_became_of_a_key_and_is_not_known_is_said_to_be_missed() {
+    let Setup { pool, proxy, instance } = setup(SHORT);
+    let manager = &*instance.manager;
+    instance.store(&keys(1), 7);
+    instance.stage(&[key(1)], "", 7);
+    let told = Teller::listen_to_all(manager);
+    let missed = ("deletions_missed", vec![]);
+    proxy.inject("delete", Fault::SwallowReply, 1);
+    assert_eq!(manager.delete(&keys(1), false), [Err(L1Error::KeyIsLocked)]);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap(), missed);
+    proxy.inject("commit", refused(), 1);
+    assert_eq!(manager.finish_write(&[key(1)], ""), [Err(L1Error::KeyInWrongState)]);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap(), missed);
+    drop(instance);
+    pool.assert_nothing_left();
+}
+
+/// The thread that listens took a session that was given up for the end.
+#[test]
+fn listening_goes_on_after_an_answer_that_makes_no_sense() {
+    let Setup { pool, proxy, instance } = setup(WATCHDOG / 2);
+    let told = Teller::listen_to_all(&instance.manager);
+    instance.store(&keys(2), 7);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap().0, "write_finished");
+    proxy.inject("acquire", Fault::ShortReply, 1);
+    assert_eq!(instance.read(&keys(2)), [Err(L1Error::KeyNotExist); 2]);
+    assert_eq!(instance.read(&[key(1)]), [Ok(7)]);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap().0, "deletions_missed");
+    instance.store(&[key(5)], 7);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap().0, "write_finished");
+    let deleted = pool.client("other").delete(&[key(5).wire()]).unwrap();
+    assert_eq!(deleted, [maru_protocol::DeleteOutcome::Deleted]);
+    assert_eq!(told.recv_timeout(WATCHDOG).unwrap(), ("deleted_by_manager", vec![key(5)]));
+}
+
+#[test]
 fn a_slow_reply_keeps_nobody_else_waiting() {
     for slow in ["acquire", "reserve", "commit", "delete"] {
         let Setup { pool, proxy, instance } = setup(WATCHDOG);
@@ -241,10 +277,12 @@ fn a_change_waits_for_a_change_of_the_same_key() {
     let manager = instance.manager.clone();
     let deleted = in_background(move || assert_eq!(manager.delete(&[key(0)], false), [Ok(())]));
     proxy.wait_held(1);
-    // Deleted at the server; until this manager has told so, nobody stores it anew.
-    instance.stage(&[key(0)], "", 8);
+    // Deleted at the server; until this manager has told so, nobody stages it anew.
     let manager = instance.manager.clone();
-    let stored = in_background(move || assert_eq!(manager.finish_write(&[key(0)], ""), [Ok(())]));
+    let stored = in_background(move || {
+        assert!(manager.reserve_write(&[Write::retained(key(0))], &layout(), "")[0].is_ok());
+        assert_eq!(manager.finish_write(&[key(0)], ""), [Ok(())]);
+    });
     assert_eq!(instance.manager.finish_write(&[key(1)], ""), [Ok(())]);
     assert_eq!(told.recv().unwrap(), ("write_finished", vec![key(1)]));
     proxy.release_held();

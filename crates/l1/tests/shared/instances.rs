@@ -1,6 +1,5 @@
 //! Several instances on one pool.
 
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use maru_l1::{
@@ -101,28 +100,12 @@ fn a_temporary_chunk_is_its_writers_alone() {
     pool.assert_nothing_left();
 }
 
-/// The listening begins a moment after its beginning was asked for.
-fn wait_until_told(a: &Instance, b: &Instance, told: &Receiver<(&'static str, Vec<ObjectKey>)>) {
-    for number in 0..200 {
-        a.store(&[key(number)], 7);
-        let written = told.recv_timeout(WATCHDOG).unwrap();
-        assert_eq!(written, ("write_finished", vec![key(number)]));
-        assert_eq!(b.manager.delete(&[key(number)], false), [Ok(())]);
-        if let Ok(gone) = told.recv_timeout(Duration::from_millis(50)) {
-            assert_eq!(gone, ("deleted_by_manager", vec![key(number)]));
-            return;
-        }
-    }
-    panic!("deletions are never told");
-}
-
 #[test]
 fn what_could_not_be_told_is_said_not_to_be() {
     let pool = TestPool::start(8 << 20);
     let proxy = FaultProxy::start(pool.socket());
     let (a, b) = (Instance::new(proxy.endpoint(), "a"), Instance::new(pool.endpoint(), "b"));
-    let told = Teller::listen(&a.manager);
-    wait_until_told(&a, &b, &told);
+    let told = Teller::listen_to_all(&a.manager);
     proxy.cut_all();
     assert_eq!(told.recv_timeout(WATCHDOG).unwrap(), ("deletions_missed", vec![]));
     a.store(&[key(250)], 7);
@@ -135,13 +118,16 @@ fn what_could_not_be_told_is_said_not_to_be() {
 fn what_another_deletes_and_what_the_server_evicts_is_told() {
     let pool = TestPool::start((2 << 20) + 8 * PAGE);
     let (a, b) = (Instance::new(pool.endpoint(), "a"), Instance::new(pool.endpoint(), "b"));
-    let told = Teller::listen(&a.manager);
+    let told = Teller::listen_to_all(&a.manager);
     let next = |expected: &str| {
         let (event, keys) = told.recv_timeout(WATCHDOG).unwrap();
         assert_eq!(event, expected);
         keys
     };
-    wait_until_told(&a, &b, &told);
+    a.store(&[key(200)], 7);
+    next("write_finished");
+    assert_eq!(b.manager.delete(&[key(200)], false), [Ok(())]);
+    assert_eq!(next("deleted_by_manager"), [key(200)]);
     // Its own deletion it hears of once.
     a.store(&[key(201)], 7);
     next("write_finished");

@@ -16,6 +16,7 @@ use maru_l1::{
     MaruL1Manager, MemoryLayoutDesc, ObjectKey, ReadObject, Write,
 };
 use maru_protocol::Endpoint;
+use maru_testkit::conformance::Told;
 
 const PAGE: u64 = 64 << 10;
 const TTL: Duration = Duration::from_mins(1);
@@ -98,18 +99,30 @@ fn filled_with(objects: Vec<Result<ReadObject, L1Error>>) -> Vec<Result<u8, L1Er
 
 /// Sends on what it is told.
 #[derive(Debug)]
-struct Teller(Sender<(&'static str, Vec<ObjectKey>)>);
+struct Teller {
+    sender: Sender<Told>,
+    /// Also that deletions were missed: said once when the listening begins, whenever that is.
+    missed: bool,
+}
 
 impl Teller {
-    fn listen(manager: &MaruL1Manager) -> Receiver<(&'static str, Vec<ObjectKey>)> {
+    fn listen(manager: &MaruL1Manager) -> Receiver<Told> {
         let (sender, receiver) = channel();
-        manager.register_listener(Arc::new(Self(sender)));
+        manager.register_listener(Arc::new(Self { sender, missed: false }));
+        receiver
+    }
+
+    /// The same, and what was missed. Returns once the listening has begun.
+    fn listen_to_all(manager: &MaruL1Manager) -> Receiver<Told> {
+        let (sender, receiver) = channel();
+        manager.register_listener(Arc::new(Self { sender, missed: true }));
+        assert_eq!(receiver.recv_timeout(WATCHDOG), Ok(("deletions_missed", vec![])));
         receiver
     }
 
     fn tell(&self, event: &'static str, keys: &[ObjectKey]) {
         // The test may be over.
-        let _ = self.0.send((event, keys.to_vec()));
+        let _ = self.sender.send((event, keys.to_vec()));
     }
 }
 
@@ -124,6 +137,8 @@ impl L1Listener for Teller {
         self.tell("deleted_by_manager", keys);
     }
     fn deletions_missed(&self) {
-        self.tell("deletions_missed", &[]);
+        if self.missed {
+            self.tell("deletions_missed", &[]);
+        }
     }
 }

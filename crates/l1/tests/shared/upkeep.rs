@@ -1,8 +1,11 @@
 //! What is given back because its time is over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use maru_l1::{L1Error, L1Manager, Write};
+use maru_l1::{
+    L1Error, L1Listener, L1Manager, L1ManagerConfig, MaruL1Config, MaruL1Manager, ObjectKey, Write,
+};
 use maru_testkit::{FaultProxy, TestPool};
 
 use crate::{Instance, TTL, Teller, WATCHDOG, filled_with, key, keys, layout};
@@ -94,6 +97,73 @@ fn a_temporary_chunk_that_nobody_reads_is_dropped() {
     pool.assert_nothing_left();
 }
 
+/// Whoever looked first took it away without a word.
+#[test]
+fn a_temporary_chunk_that_was_lost_is_told_once() {
+    let pool = TestPool::start(8 << 20);
+    let proxy = FaultProxy::start(pool.socket());
+    let a = Instance::new(proxy.endpoint(), "a");
+    a.stage_all(&[Write::temporary(key(0))], "", 7);
+    assert_eq!(a.manager.finish_write(&keys(1), ""), [Ok(())]);
+    let told = Teller::listen(&a.manager);
+    let other = TestPool::start(8 << 20);
+    proxy.set_upstream(Some(other.socket()));
+    assert_eq!(a.read(&[key(5)]), [Err(L1Error::KeyNotExist)]);
+    assert_eq!(a.manager.finish_read(&keys(1), 1), [Err(L1Error::KeyNotExist)]);
+    a.manager.keep_up();
+    assert_eq!(told.recv().unwrap(), ("deleted_by_manager", keys(1)));
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn a_page_that_can_never_be_stored_is_given_back_before_its_time() {
+    let pool = TestPool::start(8 << 20);
+    let proxy = FaultProxy::start(pool.socket());
+    let a = Instance::new(proxy.endpoint(), "a");
+    a.stage(&keys(1), "", 7);
+    let other = TestPool::start(8 << 20);
+    proxy.set_upstream(Some(other.socket()));
+    assert_eq!(a.read(&[key(5)]), [Err(L1Error::KeyNotExist)]);
+    // The same writer may try again.
+    a.stage(&keys(1), "", 8);
+    assert_eq!(a.manager.finish_write(&keys(1), ""), [Ok(())]);
+    a.stage(&[key(1)], "", 8);
+    proxy.set_upstream(Some(pool.socket()));
+    assert_eq!(a.read(&[key(5)]), [Err(L1Error::KeyNotExist)]);
+    a.manager.keep_up();
+    assert_eq!(a.manager.staging_memory_usage(), 0);
+}
+
+/// Panics at whatever it is told.
+#[derive(Debug)]
+struct Panicking;
+
+impl L1Listener for Panicking {
+    fn deleted_by_manager(&self, _keys: &[ObjectKey]) {
+        panic!("on purpose");
+    }
+}
+
+#[test]
+fn a_listeners_panic_ends_nothing() {
+    let pool = TestPool::start(8 << 20);
+    let config = L1ManagerConfig {
+        maru: Some(MaruL1Config::new(pool.endpoint())),
+        write_ttl: Duration::from_millis(50),
+        ..L1ManagerConfig::default()
+    };
+    let manager = MaruL1Manager::new(config).unwrap();
+    manager.register_listener(Arc::new(Panicking));
+    let told = Teller::listen(&manager);
+    for number in 0..2 {
+        let write = [Write::retained(key(number))];
+        assert!(manager.reserve_write(&write, &layout(), "")[0].is_ok());
+        let gone = ("deleted_by_manager", vec![key(number)]);
+        assert_eq!(told.recv_timeout(WATCHDOG).unwrap(), gone);
+    }
+    pool.assert_nothing_left();
+}
+
 #[test]
 fn the_server_hears_what_was_used() {
     let pool = TestPool::start(8 << 20);
@@ -127,7 +197,6 @@ fn a_chunk_that_is_held_is_read_without_a_round_trip() {
 /// The thread behind a manager does the same by itself.
 #[test]
 fn upkeep_goes_on_behind_a_manager() {
-    use maru_l1::{L1ManagerConfig, MaruL1Config, MaruL1Manager};
     let pool = TestPool::start(8 << 20);
     let proxy = FaultProxy::start(pool.socket());
     let maru = MaruL1Config::new(proxy.endpoint());

@@ -1,11 +1,15 @@
-//! What every [`L1Manager`] must do: one set of cases, for each manager there is.
+//! What every [`maru_l1::L1Manager`] must do: one set of cases, for each manager there is.
 //!
-//! The cases follow the contract ([`maru_l1::L1Manager`]), not an implementation. Each gets a
-//! [`Subject`] of its own and panics where the manager does not do as it must.
+//! The cases follow the contract, not an implementation. Each gets a [`Subject`] of its own and
+//! panics where the manager does not do as it must.
 
+mod batches;
+mod beside;
+mod closing;
 mod deleting;
 mod expiring;
 mod holding;
+mod inside;
 mod listening;
 mod promoting;
 mod reading;
@@ -48,6 +52,10 @@ pub fn cases() -> Vec<Case> {
         expiring::CASES,
         holding::CASES,
         listening::CASES,
+        batches::CASES,
+        beside::CASES,
+        inside::CASES,
+        closing::CASES,
         threads::CASES,
     ];
     let prefix = concat!(module_path!(), "::").len();
