@@ -112,7 +112,7 @@ impl<B: WriteBuffer + 'static> Staging<B> {
 
     /// No memory was found for a pending reservation.
     pub(crate) fn cancel(&mut self, key: &ObjectKey, tag: &str) {
-        self.retain(key, |staged| !(staged.slot.is_none() && *staged.tag == *tag));
+        self.retain(key, |staged| *staged.tag != *tag);
     }
 
     fn find(&mut self, key: &ObjectKey, tag: &str) -> Option<&mut Staged<B>> {

@@ -179,6 +179,19 @@ fn the_server_hears_what_was_used() {
 }
 
 #[test]
+fn an_expired_reservation_is_handed_over_without_asking_for_space() {
+    let pool = TestPool::start(8 << 20);
+    let proxy = FaultProxy::start(pool.socket());
+    let a = Instance::new(proxy.endpoint(), "a");
+    a.stage(&keys(2), "", 7);
+    a.clock.advance(TTL);
+    a.stage(&keys(2), "", 8);
+    assert_eq!((proxy.seen("reserve"), proxy.seen("abort")), (1, 0));
+    assert_eq!(a.manager.finish_write(&keys(2), ""), [Ok(()), Ok(())]);
+    assert_eq!(a.read(&keys(2)), [Ok(8), Ok(8)]);
+}
+
+#[test]
 fn a_chunk_that_is_held_is_read_without_a_round_trip() {
     let pool = TestPool::start(8 << 20);
     let proxy = FaultProxy::start(pool.socket());
