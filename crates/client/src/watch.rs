@@ -2,7 +2,7 @@
 //! asks anything, and who does not watch pays nothing for events.
 
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maru_protocol::{Event, FrameKind, Refusal, Resume};
@@ -51,18 +51,6 @@ struct Connection {
     opened: Instant,
     /// The server has said that it tells them.
     watching: bool,
-}
-
-/// What a link knows of the watch of its client.
-#[derive(Debug, Default)]
-pub(crate) struct Watched {
-    newest: Mutex<Newest>,
-}
-
-#[derive(Debug, Default)]
-struct Newest {
-    number: u64,
-    stream: Weak<Stream>,
 }
 
 impl Client {
@@ -126,7 +114,7 @@ impl Watch {
 
     /// The session that is to watch now; `None` once the watch is closed.
     fn session(&self) -> Option<Resume> {
-        let newest = self.link.watched.lock().number == self.number;
+        let newest = self.link.watched.is_newest(self.number);
         newest.then(|| self.link.present())?.map(|session| session.resume())
     }
 
@@ -215,43 +203,6 @@ impl Connection {
         let len = frame.len_bytes();
         self.inbox.consume(len);
         Ok(event)
-    }
-}
-
-impl Watched {
-    fn lock(&self) -> MutexGuard<'_, Newest> {
-        // Nothing panics while it is half changed.
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The number of a new watch; the older ones end.
-    fn begin(&self) -> u64 {
-        let mut newest = self.lock();
-        newest.number += 1;
-        newest.interrupt();
-        newest.number
-    }
-
-    /// Keeps the stream of a watch for [`Watched::interrupt`]; `false` if there is a newer watch.
-    fn keep(&self, number: u64, stream: &Arc<Stream>) -> bool {
-        let mut newest = self.lock();
-        if newest.number == number {
-            newest.stream = Arc::downgrade(stream);
-        }
-        newest.number == number
-    }
-
-    /// Has the thread that waits for events look again whether, and for which session, it does.
-    pub(crate) fn interrupt(&self) {
-        self.lock().interrupt();
-    }
-}
-
-impl Newest {
-    fn interrupt(&mut self) {
-        if let Some(stream) = std::mem::take(&mut self.stream).upgrade() {
-            stream.shut_down();
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! thread that is alone writes, reads and goes on.
 
 mod state;
+mod watched;
 
 use std::io::{self, ErrorKind};
 use std::sync::atomic::Ordering;
@@ -17,9 +18,9 @@ use rustix::process::{Pid, getpid};
 
 pub(crate) use self::state::Orphan;
 use self::state::State;
+use self::watched::Watched;
 use crate::session::{Memory, Session};
 use crate::stream::{Inbox, Stream};
-use crate::watch::Watched;
 use crate::{ClientConfig, ClientError};
 
 /// The first wait before connecting again; it doubles up to [`RETRY_MAX`].

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::policy::policy;
+use super::choice::policy;
 use super::tracker::Tracker;
 use crate::{EvictionConfig, EvictionPolicyKind, L1Manager, MemoryUsage, ObjectKey};
 

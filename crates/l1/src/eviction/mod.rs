@@ -5,6 +5,7 @@
 //! over a shared manager the controller is quiet.
 
 mod adaptive;
+mod choice;
 mod controller;
 mod isolated;
 mod lru;

@@ -2,11 +2,7 @@
 
 use std::fmt;
 
-use super::adaptive::Adaptive;
-use super::isolated::Isolated;
-use super::lru::Lru;
-use super::s3fifo::S3Fifo;
-use crate::{EvictionConfig, EvictionPolicyKind, ObjectKey};
+use crate::ObjectKey;
 
 /// Orders keys by how soon they should go. It deletes nothing by itself, and whatever it proposes
 /// stays with it until it hears that it is gone: what turned out to be locked is proposed again.
@@ -33,15 +29,4 @@ pub(crate) trait L1EvictionPolicy: fmt::Debug + Send {
     }
     /// Forgets those.
     fn forget_ghosts(&mut self) {}
-}
-
-/// The policy that was asked for; `None` if nothing is to be evicted.
-pub(crate) fn policy(config: &EvictionConfig) -> Option<Box<dyn L1EvictionPolicy>> {
-    let make: fn() -> Box<dyn L1EvictionPolicy> = match config.policy {
-        EvictionPolicyKind::Lru => || Box::<Lru>::default(),
-        EvictionPolicyKind::S3Fifo => || Box::<S3Fifo>::default(),
-        EvictionPolicyKind::Arc => || Box::<Adaptive>::default(),
-        EvictionPolicyKind::None => return None,
-    };
-    Some(if config.isolate_salts { Box::new(Isolated::new(make)) } else { make() })
 }

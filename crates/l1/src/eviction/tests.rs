@@ -6,7 +6,8 @@ use std::ops::Range;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::policy::{L1EvictionPolicy, policy};
+use super::choice::policy;
+use super::policy::L1EvictionPolicy;
 use crate::{EvictionConfig, EvictionPolicyKind, KvRank, ObjectKey};
 
 pub(crate) const ANY: &dyn Fn(&ObjectKey) -> bool = &|_| true;
