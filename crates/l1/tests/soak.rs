@@ -53,12 +53,13 @@ fn content(key: &ObjectKey) -> u8 {
 }
 
 /// One thread of one process. Returns how many chunks it read, all of them right.
-fn work(manager: &MaruL1Manager, mut random: Random, end: Instant) -> u64 {
+fn work(manager: &MaruL1Manager, thread: u64, mut random: Random, end: Instant) -> u64 {
     let layout = MemoryLayoutDesc::opaque(PAGE).unwrap();
     let mut late: Vec<WriteObject> = Vec::new();
     let mut read = 0;
     while Instant::now() < end {
-        let (keys, tag) = (random.keys(), format!("tag-{}", random.below(3)));
+        // A tag is one writer: of two threads with one, either could finish what the other is at.
+        let (keys, tag) = (random.keys(), format!("{thread}-{}", random.below(3)));
         match random.below(10) {
             0..=3 => {
                 let temporary = random.below(4) == 0;
@@ -119,7 +120,8 @@ fn verify(keys: &[ObjectKey], objects: &[Result<maru_l1::ReadObject, L1Error>]) 
         let Ok(object) = object else {
             continue;
         };
-        let wrong = object.read(|bytes| bytes.iter().filter(|byte| **byte != content(key)).count());
+        let right = content(key);
+        let wrong = object.read(|bytes| bytes.iter().filter(|byte| **byte != right).count());
         match wrong {
             Ok(wrong) => assert_eq!(wrong, 0, "wrong bytes in {key}"),
             Err(error) => assert_eq!(error, L1Error::KeyNotReadable),
@@ -149,7 +151,7 @@ fn run(role: &str) {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let (manager, random) = (&manager, Random(seed << 32 | thread));
-                scope.spawn(move || work(manager, random, end))
+                scope.spawn(move || work(manager, thread, random, end))
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
