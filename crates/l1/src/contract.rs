@@ -67,7 +67,7 @@ pub trait L1Manager: fmt::Debug + Send + Sync {
     /// Errors: `KEY_NOT_EXIST`; `KEY_IN_WRONG_STATE` where no lock is held (any more), or where it
     /// cannot be said that it was held all the time: then what was read does not count.
     /// Listeners: `read_finished` with the keys that were locked, then `deleted_by_manager` with
-    /// the temporary ones that died.
+    /// the temporary ones that died, but for those that somebody stages anew.
     fn finish_read(&self, keys: &[ObjectKey], read_locks: u32) -> Outcomes<()>;
 
     /// `reserve_write`: stages space of `layout` for each write, invisible until finished. Memory is

@@ -244,7 +244,7 @@ impl L1Manager for LocalL1Manager {
             };
             let outcomes: Outcomes<()> = keys.iter().map(finish).collect();
             self.listeners.queue(Event::ReadFinished, succeeded(keys, &outcomes));
-            self.listeners.queue(Event::Deleted, dead);
+            self.queue_gone(state, dead);
             outcomes
         })
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::L1Error;
 
@@ -104,7 +104,10 @@ trait WriteSlot: fmt::Debug + Send + Sync {
 /// Holds the memory of one reservation until the writer may not write any more.
 #[derive(Debug)]
 pub(crate) struct Slot<B> {
+    /// Locked for long by a writer only, for a moment by who looks at it.
     buffer: Mutex<Option<B>>,
+    /// A writer is at it, or about to be.
+    writing: AtomicBool,
     /// Nobody may write any more: a writer that is at it takes the memory along.
     over: AtomicBool,
 }
@@ -113,8 +116,11 @@ impl<B: WriteBuffer + 'static> Slot<B> {
     /// A slot, and the writer's access to it.
     pub(crate) fn new(buffer: B) -> (Arc<Self>, WriteObject) {
         let (bytes, offset) = (buffer.len(), buffer.offset());
-        let slot = Self { buffer: Mutex::new(Some(buffer)), over: AtomicBool::new(false) };
-        let slot = Arc::new(slot);
+        let slot = Arc::new(Self {
+            buffer: Mutex::new(Some(buffer)),
+            writing: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+        });
         let object = WriteObject { slot: Arc::clone(&slot) as Arc<dyn WriteSlot>, bytes, offset };
         (slot, object)
     }
@@ -149,12 +155,13 @@ impl<B> Slot<B> {
     }
 }
 
-/// Looks, behind a write, whether the memory was to go meanwhile. Not inside it: whoever ends the
-/// slot either finds it idle, or is seen here.
+/// Ends a write, and looks whether the memory was to go meanwhile. Not inside the write: whoever ends
+/// the slot either finds it idle, or is seen here.
 struct Afterwards<'a, B>(&'a Slot<B>);
 
 impl<B> Drop for Afterwards<'_, B> {
     fn drop(&mut self) {
+        self.0.writing.store(false, Ordering::SeqCst);
         if self.0.over.load(Ordering::SeqCst) {
             drop(self.0.idle().and_then(|mut buffer| buffer.take()));
         }
@@ -163,10 +170,11 @@ impl<B> Drop for Afterwards<'_, B> {
 
 impl<B: WriteBuffer> WriteSlot for Slot<B> {
     fn with(&self, write: &mut dyn FnMut(&mut [u8])) {
-        let _afterwards = Afterwards(self);
-        let Some(mut buffer) = self.idle() else {
+        if self.writing.swap(true, Ordering::SeqCst) {
             return;
-        };
+        }
+        let _afterwards = Afterwards(self);
+        let mut buffer = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(buffer) = buffer.as_mut().filter(|_| !self.over.load(Ordering::SeqCst)) {
             write(buffer.bytes_mut());
         }
@@ -219,6 +227,23 @@ mod tests {
         let (slot, object) = Slot::new(Bytes(vec![0; 3]));
         assert!(slot.end().is_some());
         assert_eq!(object.write(|_| ()), Err(L1Error::KeyInWrongState));
+    }
+
+    /// It was refused when somebody looked at the slot just then, and a writer that did not mind
+    /// finished what it had not written.
+    #[test]
+    fn a_look_does_not_keep_a_writer_from_writing() {
+        let (slot, object) = Slot::new(Bytes(vec![0; 3]));
+        let looking = slot.buffer.lock().unwrap();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| object.write(|bytes| bytes.fill(7)));
+            while !slot.writing.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            drop(looking);
+            assert_eq!(writer.join().unwrap(), Ok(()));
+        });
+        assert_eq!(slot.take().unwrap().0, [7, 7, 7]);
     }
 
     #[test]

@@ -209,6 +209,7 @@ fn compare(pool: &TestPool, ops: &[Op]) -> Result<(), TestCaseError> {
     let maru = MaruL1Config::new(pool.endpoint());
     let maru = MaruL1Manager::with_clock(config(Some(maru)), time()).unwrap();
     // A schedule that failed has left something.
+    pool.assert_nothing_left();
     maru.clear(true);
     let mut sides = [Side::new(Arc::new(local)), Side::new(Arc::new(maru))];
     for (index, op) in ops.iter().enumerate() {

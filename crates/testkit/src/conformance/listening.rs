@@ -12,6 +12,7 @@ list_cases![
     finishing_to_read_is_told,
     finishing_in_part_is_told,
     the_end_of_a_temporary_chunk_is_told_after_the_reading,
+    the_end_of_a_temporary_chunk_is_not_told_while_it_is_staged_again,
     reserving_to_write_is_told,
     a_hand_over_is_told,
     what_is_refused_is_not_told_as_reserved,
@@ -74,6 +75,15 @@ fn the_end_of_a_temporary_chunk_is_told_after_the_reading(subject: &Subject) {
     assert_eq!(subject.manager.finish_read(&keys(3), 1), ok(3));
     let expected = [told("read_finished", &keys(3)), told("deleted_by_manager", &[key(0), key(2)])];
     assert_eq!(listener.take(), expected);
+}
+
+fn the_end_of_a_temporary_chunk_is_not_told_while_it_is_staged_again(subject: &Subject) {
+    subject.stage(&keys(1), "other", 8);
+    subject.store_temporary(&keys(1), 7);
+    assert_eq!(subject.read(&keys(1)), [Ok(7)]);
+    let listener = subject.listen();
+    assert_eq!(subject.manager.finish_read(&keys(1), 1), ok(1));
+    assert_eq!(listener.take(), [told("read_finished", &keys(1))]);
 }
 
 fn reserving_to_write_is_told(subject: &Subject) {

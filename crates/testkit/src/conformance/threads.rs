@@ -124,7 +124,7 @@ fn nothing_is_lost_in_a_crowd(subject: &Subject) {
                 some.iter().zip(subject.manager.reserve_write(&writes, &layout(), &tag))
             {
                 if let Ok(object) = object {
-                    let _ = object.write(|bytes| bytes.fill(key.chunk_hash()[0]));
+                    assert_eq!(object.write(|bytes| bytes.fill(key.chunk_hash()[0])), Ok(()));
                 }
             }
             match round % 3 {
