@@ -48,6 +48,9 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
     for (page, sources) in PAGES {
         problems.extend(check_page(root, page, sources)?);
     }
+    for page in pages(root)? {
+        problems.extend(missing_paths(root, &page)?);
+    }
     if problems.is_empty() { Ok(()) } else { bail!("untidy:\n  {}", problems.join("\n  ")) }
 }
 
@@ -68,6 +71,38 @@ fn rust_files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// The pages that people read.
+fn pages(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut pages = Vec::new();
+    for folder in [root.to_owned(), root.join("docs")] {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    Ok(pages)
+}
+
+/// Sources that a page leads to and that are not there, from the root or from `crates`.
+fn missing_paths(root: &Path, page: &Path) -> anyhow::Result<Vec<String>> {
+    let text = fs::read_to_string(page)?;
+    let named = text.split('`').skip(1).step_by(2).filter(|name| is_source(name));
+    let missing =
+        named.filter(|name| ![root, &root.join("crates")].iter().any(|at| at.join(name).exists()));
+    Ok(missing
+        .map(|name| format!("{} names `{name}`, which is not there", page.display()))
+        .collect())
+}
+
+/// Whether this is the path of a source with its folder, and nothing else.
+fn is_source(name: &str) -> bool {
+    let is_path = name.chars().all(|c| c.is_ascii_alphanumeric() || "/_-.".contains(c));
+    let is_rust = Path::new(name).extension().is_some_and(|extension| extension == "rs");
+    is_path && is_rust && name.contains('/')
 }
 
 /// Names that a page's tables use and its sources do not know, and variants of the wire's enums
@@ -116,6 +151,12 @@ fn variants(code: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sources_are_told_from_other_code() {
+        let told = ["link/mod.rs", "client/src/link/mod.rs", "mod.rs", "cargo x/y.rs", "a/b.toml"];
+        assert_eq!(told.map(is_source), [true, true, false, false, false]);
+    }
 
     #[test]
     fn variants_are_found() {

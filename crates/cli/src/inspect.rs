@@ -130,8 +130,7 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
     // Shown to a tenth of a percent.
     #[expect(clippy::cast_precision_loss)]
     let hit_rate = if asked == 0 { 0.0 } else { c.hits as f64 * 100.0 / asked as f64 };
-    let evicted =
-        c.evicted_for_room + c.evicted_for_region + c.evicted_by_watermark + c.evicted_for_budget;
+    let evicted = c.evicted();
     let refused = c.refused_resident + c.refused_being_written;
     output::print(&format!(
         "\nserving for {}, epoch {}; {} requests, {} replayed, {} refused\n\

@@ -440,27 +440,15 @@ impl Drop for Farewell {
 
 #[cfg(test)]
 mod tests {
-    use maru_directory::Config;
-    use maru_protocol::Endpoint;
-    use maru_server::{Embedded, PoolConfig, ServerConfig};
+    use maru_server::Embedded;
 
     use super::*;
+    use crate::test_server;
 
     /// A server, and a client of it with a reserved page.
     fn reserved() -> (tempfile::TempDir, Embedded, Client, ReservedPage) {
-        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let (pool, socket) = (folder.path().join("pool"), folder.path().join("socket"));
-        let server = Embedded::start(&ServerConfig {
-            pool: PoolConfig::Temporary(format!("{}:8MiB", pool.display()).parse().unwrap()),
-            socket: Some(socket.clone()),
-            listen: None,
-            region_bytes: None,
-            populate: false,
-            directory: Config::default(),
-        })
-        .unwrap();
-        let endpoint = Endpoint::Unix(socket);
-        let client = Client::connect(ClientConfig { endpoint, ..ClientConfig::default() }).unwrap();
+        let (folder, server, config) = test_server::start();
+        let client = Client::connect(config).unwrap();
         let key = Key::new(b"key").unwrap();
         match client.reserve(&[key], 4096, Reserve::default()).unwrap().remove(0) {
             Reserved::Page(page) => (folder, server, client, page),

@@ -41,6 +41,8 @@ mod link;
 mod page;
 mod session;
 mod stream;
+#[cfg(test)]
+mod test_server;
 mod watch;
 
 pub use client::{Acquire, Client, Committed, PoolMemory, Promoted, Reserve, Reserved};

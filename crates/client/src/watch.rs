@@ -208,12 +208,10 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use maru_directory::Config;
-    use maru_protocol::{Endpoint, Key};
-    use maru_server::{Embedded, PoolConfig, ServerConfig};
+    use maru_protocol::Key;
 
     use super::*;
-    use crate::{ClientConfig, Reserve, Reserved};
+    use crate::{Reserve, Reserved, test_server};
 
     /// Only a hang takes this long.
     const LONG: Duration = Duration::from_mins(1);
@@ -221,19 +219,7 @@ mod tests {
     /// The server may hang up on a watch and not on the session.
     #[test]
     fn a_watch_that_is_hung_up_on_goes_on_in_the_same_session() {
-        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let (pool, socket) = (folder.path().join("pool"), folder.path().join("socket"));
-        let _server = Embedded::start(&ServerConfig {
-            pool: PoolConfig::Temporary(format!("{}:8MiB", pool.display()).parse().unwrap()),
-            socket: Some(socket.clone()),
-            listen: None,
-            region_bytes: None,
-            populate: false,
-            directory: Config::default(),
-        })
-        .unwrap();
-        let endpoint = Endpoint::Unix(socket);
-        let config = ClientConfig { endpoint, ..ClientConfig::default() };
+        let (_folder, _server, config) = test_server::start();
         let (a, b) = (Client::connect(config.clone()).unwrap(), Client::connect(config).unwrap());
         let mut watch = a.watch();
         let session = watch.session().unwrap();

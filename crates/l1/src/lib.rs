@@ -42,6 +42,7 @@ mod key;
 mod layout;
 mod listener;
 mod local;
+mod lock;
 mod maru;
 mod object;
 mod staging;

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, ThreadId};
 
 use crate::ObjectKey;
+use crate::lock::lock;
 
 /// Is told what happens to keys: `L1ManagerListener`.
 ///
@@ -152,9 +153,4 @@ impl Drop for Teller<'_> {
     fn drop(&mut self) {
         *lock(self.0) = None;
     }
-}
-
-/// What these guard is whole between any two calls, so a panic elsewhere leaves it good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! The L1 over private DRAM.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use maru_memory::{Arena, ArenaConfig, ArenaError, Block, BlockMut};
@@ -9,6 +9,7 @@ use maru_memory::{Arena, ArenaConfig, ArenaError, Block, BlockMut};
 use crate::clock::TtlLock;
 use crate::contract::{Counts, clamp_read_locks, succeeded};
 use crate::listener::{Event, Listeners};
+use crate::lock::lock;
 use crate::object::{ReadBuffer, WriteBuffer};
 use crate::staging::{Begun, Staging};
 use crate::{
@@ -138,8 +139,7 @@ impl LocalL1Manager {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the state is half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Tells that these are gone, but for those of which something is left.

@@ -222,7 +222,7 @@ fn two_processes_leave_nothing_behind() {
         counters.committed,
         counters.superseded,
         counters.aborted,
-        counters.evicted_for_room + counters.evicted_by_watermark,
+        counters.evicted(),
         counters.deleted,
     );
     assert!(read > 0 && counters.committed > 0 && counters.deleted > 0);

@@ -44,6 +44,12 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Bytes of pages that somebody has, or may still write to.
+    #[must_use]
+    pub const fn used_bytes(&self) -> u64 {
+        self.reserved_bytes + self.resident_bytes + self.quarantined_bytes
+    }
+
     /// Bytes of the capacity that no state accounts for. Anything but 0 breaks rule 1.
     #[must_use]
     pub fn lost_bytes(&self) -> i128 {
@@ -114,6 +120,17 @@ pub struct Counters {
     pub rule_checks: u64,
     /// Checks that found a rule broken. Anything but 0 is a defect of Maru.
     pub rule_violations: u64,
+}
+
+impl Counters {
+    /// Entries evicted, for whatever cause.
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.evicted_for_room
+            + self.evicted_for_region
+            + self.evicted_by_watermark
+            + self.evicted_for_budget
+    }
 }
 
 /// One session.

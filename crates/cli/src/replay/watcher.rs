@@ -45,10 +45,7 @@ impl Watcher {
 
     pub(super) fn usage(&self) -> Result<MemoryUsage, ClientError> {
         let stats = self.client.stats()?;
-        Ok(MemoryUsage {
-            used_bytes: stats.resident_bytes + stats.reserved_bytes + stats.quarantined_bytes,
-            total_bytes: stats.capacity_bytes,
-        })
+        Ok(MemoryUsage { used_bytes: stats.used_bytes(), total_bytes: stats.capacity_bytes })
     }
 
     /// What is left behind once the server has cleaned up after all instances, or after some
@@ -72,15 +69,7 @@ impl Watcher {
         let lost = stats.lost_bytes() / i128::from(self.page_bytes.max(1));
         run.pages_lost = run.pages_lost.saturating_add(i64::try_from(lost).unwrap_or(i64::MAX));
         // A server that was restarted on the way counts from 0 again.
-        run.evictions += evictions(&stats).saturating_sub(evictions(&self.before));
+        run.evictions += stats.counters.evicted().saturating_sub(self.before.counters.evicted());
         Ok(())
     }
-}
-
-const fn evictions(stats: &Stats) -> u64 {
-    let counters = &stats.counters;
-    counters.evicted_for_room
-        + counters.evicted_for_region
-        + counters.evicted_by_watermark
-        + counters.evicted_for_budget
 }

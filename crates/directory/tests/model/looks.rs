@@ -101,13 +101,7 @@ impl Model {
 
     /// All numbers; of the evictions only the sum is determined, so `seen` says how it is split.
     fn stats(&self, now: Millis, seen: Counters) -> Stats {
-        let evictions = |c: &Counters| {
-            c.evicted_for_room
-                + c.evicted_for_region
-                + c.evicted_by_watermark
-                + c.evicted_for_budget
-        };
-        assert_eq!(evictions(&seen), self.evicted, "evictions");
+        assert_eq!(seen.evicted(), self.evicted, "evictions");
         let counters = Counters {
             evicted_for_room: seen.evicted_for_room,
             evicted_for_region: seen.evicted_for_region,

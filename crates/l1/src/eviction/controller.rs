@@ -3,7 +3,7 @@
 use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::choice::policy;
 use super::tracker::Tracker;
+use crate::lock::lock;
 use crate::{EvictionConfig, EvictionPolicyKind, L1Manager, MemoryUsage, ObjectKey};
 
 /// How often a controller looks at the memory, as LMCache does.
@@ -220,11 +221,6 @@ impl Shared {
         let full = |usage: MemoryUsage| usage.ratio() >= self.config.trigger_watermark;
         full(grown) || pressed && full(now)
     }
-}
-
-/// What these guard is whole between any two calls, so a panic elsewhere leaves it good.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The listener between a manager and a policy.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::policy::L1EvictionPolicy;
+use crate::lock::lock;
 use crate::{L1Listener, ObjectKey};
 
 /// Feeds a policy. The manager keeps it for good, so it knows no manager, and once it is retired
@@ -21,7 +22,7 @@ impl Tracker {
 
     fn lock(&self) -> MutexGuard<'_, Option<Box<dyn L1EvictionPolicy>>> {
         // A policy that panicked may order badly, but its keys can be evicted all the same.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// How many keys are tracked.

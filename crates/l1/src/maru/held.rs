@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use maru_client::{PinnedPage, PrivatePage, ReservedPage};
 
 use crate::clock::TtlLock;
+use crate::lock::lock;
 use crate::object::{ReadBuffer, WriteBuffer};
 use crate::staging::Staging;
 use crate::{ObjectKey, ReadObject};
@@ -17,7 +18,7 @@ use crate::{ObjectKey, ReadObject};
 pub(super) struct State {
     pub(super) staging: Staging<ReservedPage>,
     pub(super) held: HashMap<ObjectKey, Held>,
-    /// Keys that a thread is making resident or deleting at the server at this moment.
+    /// Keys that a thread is staging, making resident or deleting at the server at this moment.
     pub(super) changing: HashSet<ObjectKey>,
     pub(super) closed: bool,
 }
@@ -163,7 +164,7 @@ impl HeldPage {
     }
 
     fn right(&self) -> Option<Arc<Right>> {
-        self.right.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.right).clone()
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -173,7 +174,7 @@ impl HeldPage {
     /// Ends all reading. The right is the caller's to give back; if a reader is at it just now, that
     /// one gives it back, a moment later.
     pub(super) fn end(&self) -> Option<Right> {
-        let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut right = lock(&self.right);
         mem::take(&mut *right).and_then(Arc::into_inner)
     }
 }

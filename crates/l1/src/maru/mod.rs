@@ -25,6 +25,7 @@ use self::pool::Pool;
 use self::upkeep::Touched;
 use crate::contract::Counts;
 use crate::listener::{Event, Listeners};
+use crate::lock::lock;
 use crate::{
     Clock, L1Backend, L1ConfigError, L1Listener, L1Manager, L1ManagerConfig, L1ManagerId,
     L1MemoryDesc, L1Status, LayoutError, MaruL1Config, MemoryLayoutDesc, MemoryUsage,
@@ -196,8 +197,7 @@ impl Drop for Changing<'_> {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the state is half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Does `work` under the lock, at one moment.
@@ -320,12 +320,10 @@ impl L1Manager for MaruL1Manager {
         }
         self.shared.pool.flush();
         let stats = self.shared.pool.stats();
-        let mut usage = self.shared.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut usage = lock(&self.shared.usage);
         if let Some(stats) = stats {
-            *usage = MemoryUsage {
-                used_bytes: stats.reserved_bytes + stats.resident_bytes + stats.quarantined_bytes,
-                total_bytes: stats.capacity_bytes,
-            };
+            let (used_bytes, total_bytes) = (stats.used_bytes(), stats.capacity_bytes);
+            *usage = MemoryUsage { used_bytes, total_bytes };
         }
         *usage
     }

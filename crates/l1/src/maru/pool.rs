@@ -1,6 +1,6 @@
 //! The pool as a manager asks it: in batches of any length, with an answer in any case.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use maru_client::{
     Acquire, Client, ClientConfig, ClientError, Committed, PinnedPage, PoolMemory, Promoted,
@@ -10,6 +10,7 @@ use maru_protocol::{DeleteOutcome, Key, Presence, Stats};
 
 use super::held::Right;
 use crate::ObjectKey;
+use crate::lock::lock;
 
 /// Entries listed at a time.
 const LIST_LIMIT: u32 = 1024;
@@ -27,7 +28,7 @@ impl Pool {
 
     /// The client; [`ClientError::SessionLost`] once it is closed.
     pub(super) fn client(&self) -> Result<Client, ClientError> {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = lock(&self.client);
         client.clone().ok_or(ClientError::SessionLost)
     }
 
@@ -38,7 +39,7 @@ impl Pool {
     }
 
     pub(super) fn close(&self) {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let client = lock(&self.client).take();
         // Outside of the lock: this says goodbye.
         drop(client);
     }

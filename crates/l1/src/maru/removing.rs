@@ -105,21 +105,21 @@ impl Shared {
         }
         let reclaimed: Vec<ObjectKey> = reclaimed.difference(&cleared).cloned().collect();
         let _changing = self.changing(&reclaimed);
-        self.tell_gone(reclaimed.clone());
+        self.tell_gone(&reclaimed);
     }
 
     /// Of keys of which something was discarded, tells those that are now gone. The caller changes
     /// them.
-    pub(super) fn tell_gone(&self, keys: Vec<ObjectKey>) {
+    pub(super) fn tell_gone(&self, keys: &[ObjectKey]) {
         let asked: Vec<&ObjectKey> = keys.iter().collect();
         let presence = self.pool.contains(&asked);
         let unknown = presence.contains(&None);
         let missing = |presence: &Option<Presence>| {
             presence.is_some_and(|presence| presence != Presence::Resident)
         };
-        let gone = keys.into_iter().zip(presence).filter(|(_, presence)| missing(presence));
+        let gone = keys.iter().zip(presence).filter(|(_, presence)| missing(presence));
         self.locked(|state, _| {
-            self.queue_gone(state, gone.map(|(key, _)| key));
+            self.queue_gone(state, gone.map(|(key, _)| key.clone()));
             if unknown {
                 self.listeners.queue_deletions_missed();
             }

@@ -9,6 +9,7 @@ use maru_client::PoolEvent;
 
 use super::Shared;
 use crate::ObjectKey;
+use crate::lock::lock;
 
 /// The longest wait between two rounds.
 const ROUND_MAX: Duration = Duration::from_secs(1);
@@ -22,11 +23,12 @@ const TOUCHED_MAX: usize = 1 << 16;
 /// How long one wait for the server's events takes, so that the end is noticed.
 const EVENTS_WAIT: Duration = Duration::from_millis(500);
 
-/// Keys that were used, for the server to hear of.
+/// Keys that were used, for the server to hear of in the next round: not at once, since each telling
+/// is a round trip.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
     queue: Mutex<Queue>,
-    wake: Condvar,
+    end: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -40,29 +42,25 @@ impl Touched {
         let mut queue = self.lock();
         let room = TOUCHED_MAX - queue.keys.len();
         queue.keys.extend(keys.iter().take(room).cloned());
-        drop(queue);
-        self.wake.notify_all();
     }
 
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.wake.notify_all();
+        self.end.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Nothing panics while the queue is half changed.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     fn take(&self) -> Vec<ObjectKey> {
         std::mem::take(&mut self.lock().keys)
     }
 
-    /// Waits for keys, at most so long. `false` at the end.
-    fn wait(&self, time: Duration) -> bool {
+    /// Waits for the next round. `false` at the end.
+    fn wait(&self, round: Duration) -> bool {
         let queue = self.lock();
-        let idle = |queue: &mut Queue| queue.keys.is_empty() && !queue.closed;
-        let waited = self.wake.wait_timeout_while(queue, time, idle);
+        let waited = self.end.wait_timeout_while(queue, round, |queue| !queue.closed);
         !waited.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 }
@@ -103,7 +101,7 @@ impl Shared {
         if some {
             self.pool.flush();
             let _changing = self.changing(&reclaimed);
-            self.tell_gone(reclaimed.clone());
+            self.tell_gone(&reclaimed);
         }
     }
 
@@ -142,11 +140,10 @@ pub(super) fn watch(shared: &Arc<Shared>) {
     if shared.watching.swap(true, Ordering::SeqCst) {
         return;
     }
-    let watch = match shared.pool.client() {
-        Ok(client) => client.watch(),
-        Err(_) => return,
+    let Ok(client) = shared.pool.client() else {
+        return;
     };
-    let (shared, mut watch) = (Arc::clone(shared), watch);
+    let (shared, mut watch) = (Arc::clone(shared), client.watch());
     let run = move || {
         let mut has_begun = false;
         while !watch.is_closed() {

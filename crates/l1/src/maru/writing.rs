@@ -19,6 +19,8 @@ struct Finished {
     retained: Vec<(usize, ReservedPage)>,
     /// To be kept here.
     temporary: Vec<(usize, ReservedPage)>,
+    /// Not needed: a temporary chunk of the key is held, and nothing becomes resident beside it.
+    late: Vec<(usize, ReservedPage)>,
 }
 
 impl Shared {
@@ -48,7 +50,7 @@ impl Shared {
                     Begun::Taken => Err(L1Error::KeyNotWritable),
                     Begun::HandedOver(object) => Ok(object),
                     Begun::Pending { discarded: old } => {
-                        outgrown.extend(old.is_some().then(|| write.key.clone()));
+                        outgrown.extend(old.is_some().then_some(index));
                         discarded.extend(old);
                         pending.push(index);
                         Err(L1Error::OutOfMemory)
@@ -66,11 +68,6 @@ impl Shared {
             for index in pending {
                 let key = &keys[index];
                 outcomes[index] = match reserved.next() {
-                    Some(Reserved::Resident) => {
-                        state.staging.cancel(key, tag);
-                        outgrown.retain(|gone| gone != key);
-                        Err(L1Error::KeyNotWritable)
-                    }
                     Some(Reserved::Page(page)) => {
                         state.staging.fill(key, tag, page).ok_or(L1Error::OutOfMemory)
                     }
@@ -86,7 +83,10 @@ impl Shared {
                 };
             }
             self.listeners.queue(Event::ReservedWrite, succeeded(&keys, &outcomes));
-            self.queue_gone(state, outgrown);
+            // Of a key that was refused for another reason, the chunk is resident.
+            let left_out = |index: &usize| matches!(outcomes[*index], Err(L1Error::OutOfMemory));
+            let gone = outgrown.into_iter().filter(left_out);
+            self.queue_gone(state, gone.map(|index| keys[index].clone()));
         });
         outcomes
     }
@@ -107,12 +107,10 @@ impl Shared {
     pub(super) fn finish_write(&self, keys: &[ObjectKey], tag: &str) -> Outcomes<()> {
         let _changing = self.changing(keys);
         let mut discarded = Vec::new();
-        let (mut outcomes, mut finished) = self.finish(keys, tag, &mut discarded);
-        let hidden = self.held_temporary(keys);
-        let unneeded = finished.retained.extract_if(.., |(index, _)| hidden[*index]);
-        discarded.extend(unneeded.map(|(_, page)| page));
-        let indexes: Vec<usize> = finished.temporary.iter().map(|(index, _)| *index).collect();
-        let asked: Vec<&ObjectKey> = indexes.iter().map(|index| &keys[*index]).collect();
+        let (mut outcomes, finished) = self.finish(keys, tag, &mut discarded);
+        discarded.extend(finished.late.into_iter().map(|(_, page)| page));
+        let asked: Vec<&ObjectKey> =
+            finished.temporary.iter().map(|(index, _)| &keys[*index]).collect();
         let resident = self.are_resident(&asked);
         let (places, pages): (Vec<usize>, Vec<_>) = finished.retained.into_iter().unzip();
         let committed = self.pool.commit(pages);
@@ -156,13 +154,10 @@ impl Shared {
         let count = clamp_read_locks(read_locks);
         let _changing = self.changing(keys);
         let mut discarded = Vec::new();
-        let (taken, mut finished) = self.finish(keys, tag, &mut discarded);
+        let (taken, finished) = self.finish(keys, tag, &mut discarded);
         let wrong_state =
             |taken: Result<(), L1Error>| Err(taken.err().unwrap_or(L1Error::KeyInWrongState));
         let mut outcomes: Outcomes<ReadObject> = taken.into_iter().map(wrong_state).collect();
-        let hidden = self.held_temporary(keys);
-        let unneeded = finished.retained.extract_if(.., |(index, _)| hidden[*index]);
-        let unneeded: Vec<(usize, ReservedPage)> = unneeded.collect();
         let asked: Vec<&ObjectKey> =
             finished.temporary.iter().map(|(index, _)| &keys[*index]).collect();
         let resident = self.pool.acquire(&asked);
@@ -173,7 +168,7 @@ impl Shared {
             // Places in the batch, and whether the chunk there is the one that was finished.
             let mut done: Vec<(usize, bool)> = Vec::new();
             let mut unknown = false;
-            for (index, page) in unneeded {
+            for (index, page) in finished.late {
                 discarded.push(page);
                 if let Some(held) = state.held_mut(&keys[index]) {
                     held.lock.lock(now, ttl, count);
@@ -237,19 +232,20 @@ impl Shared {
             keys.iter().map(discard).collect()
         });
         self.discard(discarded, Vec::new());
-        self.tell_gone(dropped);
+        self.tell_gone(&dropped);
         outcomes
     }
 
-    /// Ends the writing of these keys. What cannot be stored any more, or is not needed, is given
-    /// back with `discarded`.
+    /// Ends the writing of these keys. What cannot be stored any more is given back with
+    /// `discarded`.
     fn finish(
         &self,
         keys: &[ObjectKey],
         tag: &str,
         discarded: &mut Vec<ReservedPage>,
     ) -> (Outcomes<()>, Finished) {
-        let mut finished = Finished { retained: Vec::new(), temporary: Vec::new() };
+        let (retained, temporary, late) = (Vec::new(), Vec::new(), Vec::new());
+        let mut finished = Finished { retained, temporary, late };
         let outcomes = self.locked(|state, now| {
             let finish = |(index, key): (usize, &ObjectKey)| {
                 let taken = state.staging.take(now, key, tag)?;
@@ -258,11 +254,15 @@ impl Shared {
                     discarded.push(page);
                     return Err(L1Error::KeyInWrongState);
                 }
-                if taken.temporary {
-                    finished.temporary.push((index, page));
+                let held = state.held(key);
+                let becomes = if taken.temporary {
+                    &mut finished.temporary
+                } else if held.is_some_and(|held| held.page.is_temporary()) {
+                    &mut finished.late
                 } else {
-                    finished.retained.push((index, page));
-                }
+                    &mut finished.retained
+                };
+                becomes.push((index, page));
                 Ok(())
             };
             keys.iter().enumerate().map(finish).collect()
@@ -286,12 +286,5 @@ impl Shared {
         let kept = unneeded.is_none();
         spare.extend(unneeded);
         Some((object, kept))
-    }
-
-    /// Which of these are held as temporary chunks: nothing else becomes resident here beside them.
-    fn held_temporary(&self, keys: &[ObjectKey]) -> Vec<bool> {
-        let state = self.lock();
-        let temporary = |key| state.held(key).is_some_and(|held| held.page.is_temporary());
-        keys.iter().map(temporary).collect()
     }
 }

@@ -3,10 +3,12 @@
 use maru_l1::{L1Error, Write};
 
 use super::list_cases;
-use super::subject::{PAGE, Subject, key, keys, layout, outline};
+use super::subject::{PAGE, Subject, bytes_of, key, keys, layout, outline};
 
 list_cases![
     a_close_tells_nothing,
+    after_the_close_there_is_nothing,
+    what_is_held_at_the_close_is_given_back,
     after_the_close_every_key_is_missing,
     after_the_close_there_is_no_room,
     after_the_close_nothing_is_counted,
@@ -124,4 +126,32 @@ fn after_the_close_no_memory_is_used(subject: &Subject) {
     subject.manager.close();
     let status = subject.manager.report_status();
     assert_eq!((subject.used(), status.memory_used_bytes), (0, 0));
+}
+
+fn after_the_close_there_is_nothing(subject: &Subject) {
+    subject.store(&keys(1), 7);
+    assert!(subject.manager.memory_desc().is_some());
+    subject.manager.close();
+    subject.manager.close();
+    assert_eq!(subject.read(&keys(1)), [Err(MISSING)]);
+    assert_eq!(subject.read_again(&keys(1)), [Err(MISSING)]);
+    let write = [Write::retained(key(1))];
+    let reserved = subject.manager.reserve_write(&write, &layout(), "a");
+    assert_eq!(outline(&reserved), [Err(L1Error::OutOfMemory)]);
+    assert_eq!(subject.manager.object_state(&key(0)), None);
+    assert_eq!(subject.manager.memory_desc(), None);
+}
+
+fn what_is_held_at_the_close_is_given_back(subject: &Subject) {
+    subject.store(&keys(1), 7);
+    let staged = subject.stage(&[key(1)], "a", 7);
+    let read = subject.manager.reserve_read(&keys(1), 1);
+    subject.manager.close();
+    assert_eq!(staged[0].write(|_| ()), Err(L1Error::KeyInWrongState));
+    assert_eq!(subject.manager.staging_memory_usage(), 0);
+    assert_eq!(subject.manager.finish_write(&[key(1)], "a"), [Err(MISSING)]);
+    assert_eq!(subject.manager.finish_read(&keys(1), 1), [Err(MISSING)]);
+    // Late, and right or refused.
+    let late = bytes_of(read);
+    assert!(matches!(late[..], [Ok(7) | Err(L1Error::KeyNotReadable)]));
 }

@@ -1,9 +1,9 @@
-//! `delete`, `clear`, `close`.
+//! `delete`, `clear`.
 
-use maru_l1::{L1Error, Write};
+use maru_l1::L1Error;
 
 use super::list_cases;
-use super::subject::{PAGE, READ_TTL, Subject, WRITE_TTL, key, keys, layout, ok, outline};
+use super::subject::{PAGE, READ_TTL, Subject, WRITE_TTL, key, keys, ok};
 
 list_cases![
     a_resident_chunk_is_deleted,
@@ -23,8 +23,6 @@ list_cases![
     clearing_takes_the_resident_chunk_of_a_live_reservation,
     clearing_takes_what_has_expired,
     clearing_by_force_takes_all,
-    after_the_close_there_is_nothing,
-    what_is_held_at_the_close_is_given_back,
 ];
 
 const MISSING: L1Error = L1Error::KeyNotExist;
@@ -176,32 +174,4 @@ fn clearing_by_force_takes_all(subject: &Subject) {
     assert_eq!(subject.manager.finish_write(&[key(2)], "a"), [Err(MISSING)]);
     assert_eq!((subject.used(), subject.manager.staging_memory_usage()), (0, 0));
     subject.store(&keys(3), 9);
-}
-
-fn after_the_close_there_is_nothing(subject: &Subject) {
-    subject.store(&keys(1), 7);
-    assert!(subject.manager.memory_desc().is_some());
-    subject.manager.close();
-    subject.manager.close();
-    assert_eq!(subject.read(&keys(1)), [Err(MISSING)]);
-    assert_eq!(subject.read_again(&keys(1)), [Err(MISSING)]);
-    let write = [Write::retained(key(1))];
-    let reserved = subject.manager.reserve_write(&write, &layout(), "a");
-    assert_eq!(outline(&reserved), [Err(L1Error::OutOfMemory)]);
-    assert_eq!(subject.manager.object_state(&key(0)), None);
-    assert_eq!(subject.manager.memory_desc(), None);
-}
-
-fn what_is_held_at_the_close_is_given_back(subject: &Subject) {
-    subject.store(&keys(1), 7);
-    let staged = subject.stage(&[key(1)], "a", 7);
-    let read = subject.manager.reserve_read(&keys(1), 1);
-    subject.manager.close();
-    assert_eq!(staged[0].write(|_| ()), Err(L1Error::KeyInWrongState));
-    assert_eq!(subject.manager.staging_memory_usage(), 0);
-    assert_eq!(subject.manager.finish_write(&[key(1)], "a"), [Err(MISSING)]);
-    assert_eq!(subject.manager.finish_read(&keys(1), 1), [Err(MISSING)]);
-    // Late, and right or refused.
-    let late = super::subject::bytes_of(read);
-    assert!(matches!(late[..], [Ok(7) | Err(L1Error::KeyNotReadable)]));
 }
