@@ -40,7 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn setup(bytes: &mut Unstructured<'_>) -> Result<Setup> {
-    let [geometry, sizes, window, work, watermark, times, sessions] = bytes.arbitrary()?;
+    let [geometry, sizes, window, work, watermark, times, sessions, host] = bytes.arbitrary()?;
     Ok(Setup {
         geometry,
         sizes,
@@ -49,6 +49,7 @@ fn setup(bytes: &mut Unstructured<'_>) -> Result<Setup> {
         watermark,
         times,
         sessions,
+        incoherent: host % 2 == 1,
     })
 }
 
@@ -59,12 +60,15 @@ fn op(bytes: &mut Unstructured<'_>) -> Result<Op> {
             peer,
             budget: bytes.arbitrary()?,
             resuming: resuming(bytes)?,
+            watched: bytes.arbitrary()?,
         },
         1 => Op::Disconnect { peer },
         2 => Op::WriterDead { session: peer },
         3 => Op::Pass { time: peer },
         4 => Op::Tick,
         5 => Op::Replay { back: peer },
+        6 => Op::Condemn { handle: peer },
+        7 => Op::Recover { compact: peer < 50 },
         _ => Op::Ask {
             peer,
             revive: peer < 250,
@@ -106,7 +110,7 @@ fn acked(bytes: &mut Unstructured<'_>) -> Result<Acked> {
 fn ask(bytes: &mut Unstructured<'_>) -> Result<Ask> {
     let choice: u8 = bytes.arbitrary()?;
     let some = some(bytes)?;
-    Ok(match choice % 18 {
+    Ok(match choice % 21 {
         0 => Ask::Renew,
         1..4 => Ask::Reserve {
             keys: some,
@@ -146,6 +150,9 @@ fn ask(bytes: &mut Unstructured<'_>) -> Result<Ask> {
             session: bytes.arbitrary()?,
             right: bytes.arbitrary()?,
         },
+        17 => Ask::Suspect { handles: some },
+        18 => Ask::Cleaned { pages: some },
+        19 => Ask::HostGone { host: choice },
         _ if choice < 128 => Ask::Regions,
         _ => Ask::Goodbye,
     })

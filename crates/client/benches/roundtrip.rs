@@ -45,15 +45,12 @@ fn echo(path: &std::path::Path) -> UnixStream {
 
 fn main() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let spec = format!("{}:258MiB", folder.path().join("pool").display());
     let server = Embedded::start(&ServerConfig {
-        pool: PoolConfig::Temporary(
-            format!("{}:258MiB", folder.path().join("pool").display()).parse().unwrap(),
-        ),
         socket: Some(folder.path().join("socket")),
-        listen: None,
         region_bytes: Some(8 << 20),
         populate: true,
-        directory: Config::default(),
+        ..ServerConfig::new(PoolConfig::Temporary(spec.parse().unwrap()))
     })
     .unwrap();
     let endpoint = Endpoint::Unix(server.socket().unwrap().clone());

@@ -10,14 +10,11 @@ use crate::ClientConfig;
 /// A server with a small pool in a folder, and what its clients are told.
 pub(crate) fn start() -> (tempfile::TempDir, Embedded, ClientConfig) {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-    let (pool, socket) = (folder.path().join("pool"), folder.path().join("socket"));
+    let spec = format!("{}:8MiB", folder.path().join("pool").display());
+    let socket = folder.path().join("socket");
     let server = Embedded::start(&ServerConfig {
-        pool: PoolConfig::Temporary(format!("{}:8MiB", pool.display()).parse().unwrap()),
         socket: Some(socket.clone()),
-        listen: None,
-        region_bytes: None,
-        populate: false,
-        directory: Config::default(),
+        ..ServerConfig::new(PoolConfig::Temporary(spec.parse().unwrap()))
     })
     .unwrap();
     let endpoint = Endpoint::Unix(socket);

@@ -27,12 +27,10 @@ fn serve(folder: &Path) -> Embedded {
     let (watermark_high_permille, watermark_low_permille) = (1000, 1000);
     let directory = Config { watermark_high_permille, watermark_low_permille, ..Config::default() };
     Embedded::start(&ServerConfig {
-        pool: PoolConfig::Temporary(spec.parse().unwrap()),
         socket: Some(folder.join("socket")),
         listen: Some("127.0.0.1:0".parse().unwrap()),
-        region_bytes: None,
-        populate: false,
         directory,
+        ..ServerConfig::new(PoolConfig::Temporary(spec.parse().unwrap()))
     })
     .unwrap()
 }

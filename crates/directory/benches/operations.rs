@@ -35,7 +35,7 @@ impl Driver {
         let Answer::Reserved(outcomes) = self.ask(body) else { panic!("reserve") };
         let item = |outcome| match outcome {
             ReserveOutcome::Granted(location) => {
-                CommitItem { handle: location.handle, length: location.length }
+                CommitItem { handle: location.handle, length: location.length, checksum: None }
             }
             other => panic!("{other:?}"),
         };
@@ -46,7 +46,7 @@ impl Driver {
     fn acquire(&mut self, keys: &[Key<'_>]) -> Vec<Handle> {
         let body = Body::Acquire { keys: keys.to_vec(), pins: 1, stop_at_miss: false };
         let Answer::Acquired(found) = self.ask(body) else { panic!("acquire") };
-        found.into_iter().flatten().map(|location| location.handle).collect()
+        found.into_iter().flatten().map(|chunk| chunk.location.handle).collect()
     }
 }
 
@@ -58,7 +58,7 @@ fn main() {
         Config { watermark_high_permille: 1000, watermark_low_permille: 1000, ..Config::default() };
     let mut directory = Directory::new(config, &geometry, Millis(0)).unwrap();
     let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
-    let session = directory.hello(Millis(0), &hello, Secret([0; 16])).unwrap().session;
+    let session = directory.hello(Millis(0), &hello, Secret([0; 16]), None).unwrap().session;
     let mut driver = Driver { directory, session, seq: 0 };
     let name = |n: usize| format!("meta-llama/Llama-3.1-8B@00000000@{:064x}@0", (n as u128) << 70);
     let names: Vec<String> = (0..ENTRIES).map(name).collect();

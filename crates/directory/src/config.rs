@@ -2,7 +2,7 @@
 
 use std::ops::{Add, Sub};
 
-use maru_protocol::PAGE_ALIGN;
+use maru_protocol::{PAGE_ALIGN, Visibility};
 
 use crate::SESSIONS_MAX;
 
@@ -40,9 +40,9 @@ pub struct Config {
     /// How long a session outlives its connection, for the instance to come back; at most 900, so
     /// that what it held is free one second after the drop (rule 6).
     pub resume_ms: u64,
-    /// How long a page is kept from others after its writer vanished and was not seen to die
-    /// (rule 7): longer than any copy that could still be in flight, and than it takes to drain a
-    /// session; at least 1000.
+    /// How long a page is kept from others after a writer vanished whose death nobody would see (rule
+    /// 7): longer than any copy that could still be in flight, and than it takes to drain a session;
+    /// at least 1000.
     pub quarantine_ms: u64,
     /// Unacknowledged requests a session may have; so many replies are kept for it (rule 5).
     pub window: u32,
@@ -58,6 +58,10 @@ pub struct Config {
     pub work_per_tick: u32,
     /// Seeds the hash of keys, so that nobody outside can choose keys that collide.
     pub hash_seed: u64,
+    /// How what one host writes reaches another.
+    pub visibility: Visibility,
+    /// Records are made of what must outlive the directory, for [`crate::Directory::take_records`].
+    pub recorded: bool,
 }
 
 impl Default for Config {
@@ -74,6 +78,8 @@ impl Default for Config {
             watermark_low_permille: 980,
             work_per_tick: 4096,
             hash_seed: 0,
+            visibility: Visibility::Coherent,
+            recorded: false,
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
-use maru_protocol::Key;
+use maru_protocol::{Checksum, Key};
 use slab::Slab;
 use std::hash::BuildHasher;
 
 use crate::Millis;
-use crate::ids::{EntryId, InstanceId, PageAt, QueueId, ReservationId};
+use crate::ids::{EntryId, HostId, InstanceId, PageAt, QueueId, ReservationId};
 
 /// A key that is resident, or being written, or both.
 #[derive(Debug)]
@@ -28,9 +28,12 @@ pub(crate) struct Resident {
     /// The chunk's length in bytes.
     pub(crate) length: u32,
     pub(crate) writer: InstanceId,
+    /// Where the writer was.
+    pub(crate) host: HostId,
     pub(crate) queue: QueueId,
     /// When it was last used.
     pub(crate) touched: Millis,
+    pub(crate) checksum: Option<Checksum>,
 }
 
 /// What the table holds: half of the key's hash beside the entry's number, so that a look-up in it
@@ -47,12 +50,14 @@ pub(crate) struct Entries {
     table: HashTable<Slot>,
     slab: Slab<Entry>,
     hasher: FixedState,
+    /// The length of all keys together.
+    key_bytes: u64,
 }
 
 impl Entries {
     pub(crate) fn new(hash_seed: u64) -> Self {
         let hasher = FixedState::with_seed(hash_seed);
-        Self { table: HashTable::new(), slab: Slab::new(), hasher }
+        Self { table: HashTable::new(), slab: Slab::new(), hasher, key_bytes: 0 }
     }
 
     pub(crate) fn hasher(&self) -> FixedState {
@@ -101,12 +106,26 @@ impl Entries {
             return id;
         }
         let Self { table, slab, .. } = self;
+        self.key_bytes += key.bytes().len() as u64;
         let key = key.bytes().into();
         let index = slab.insert(Entry { key, hash, resident: None, pins: 0, writers: None });
         let entry = EntryId::new(index);
         let slot = Slot { hash: half(hash), entry };
         table.insert_unique(hash, slot, |slot| slab[slot.entry.index()].hash);
         entry
+    }
+
+    /// Moves what is resident, with its pins, to an entry of its own that no key leads to.
+    pub(crate) fn split(&mut self, id: EntryId) -> EntryId {
+        let whole = &mut self.slab[id.index()];
+        let (key, hash) = (whole.key.clone(), whole.hash);
+        let (resident, pins) = (whole.resident.take(), std::mem::take(&mut whole.pins));
+        EntryId::new(self.slab.insert(Entry { key, hash, resident, pins, writers: None }))
+    }
+
+    /// Forgets an entry that no key leads to.
+    pub(crate) fn forget(&mut self, id: EntryId) -> Entry {
+        self.slab.remove(id.index())
     }
 
     /// Forgets the entry if it is neither resident nor being written; then its key is the caller's.
@@ -118,7 +137,9 @@ impl Entries {
         if let Ok(found) = self.table.find_entry(entry.hash, |slot| slot.entry == id) {
             found.remove();
         }
-        Some(self.slab.remove(id.index()).key)
+        let key = self.slab.remove(id.index()).key;
+        self.key_bytes -= key.len() as u64;
+        Some(key)
     }
 
     pub(crate) fn get(&self, id: EntryId) -> &Entry {
@@ -141,6 +162,10 @@ impl Entries {
 
     pub(crate) fn len(&self) -> usize {
         self.slab.len()
+    }
+
+    pub(crate) const fn key_bytes(&self) -> u64 {
+        self.key_bytes
     }
 
     pub(crate) fn table_len(&self) -> usize {

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroU32;
 
+use serde::{Deserialize, Serialize};
+
 /// Makes a number of its own kind: an index into one table, which no other kind can be taken for.
 /// It is kept as one more than the index, so that an option of it takes no more room.
 macro_rules! number {
@@ -46,9 +48,32 @@ number! {
     pub(crate) ReservationId
 }
 
-/// One page: a region and the page's place in it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct PageAt {
-    pub(crate) region: u32,
-    pub(crate) index: u32,
+number! {
+    /// The number of a host.
+    pub(crate) HostId
+}
+
+impl InstanceId {
+    /// As records have it.
+    pub(crate) const fn number(self) -> u32 {
+        self.0.get() - 1
+    }
+}
+
+impl HostId {
+    /// As records have it.
+    pub(crate) const fn number(self) -> u32 {
+        self.0.get() - 1
+    }
+}
+
+/// One page.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct PageAt {
+    /// The number of its region.
+    pub region: u32,
+    /// Its place in the region, counted in pages.
+    pub index: u32,
 }

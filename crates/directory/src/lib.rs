@@ -7,7 +7,9 @@
 //!
 //! What must hold after every step is written down once, in [`rules`].
 
+mod claims;
 mod config;
+mod damage;
 mod directory;
 mod entries;
 mod eviction;
@@ -15,18 +17,24 @@ mod ids;
 mod pages;
 mod reading;
 mod reclaim;
+mod record;
+mod recovery;
 mod report;
 mod room;
 pub mod rules;
 mod sessions;
+mod stains;
 mod watching;
 mod writing;
 
 pub use config::{Config, ConfigError, DeviceSpan, Geometry, Millis};
+pub use damage::Look;
 pub use directory::{Directory, Opened};
 pub use eviction::{EvictionPolicy, Lru};
-pub use ids::{EntryId, QueueId};
+pub use ids::{EntryId, PageAt, QueueId};
 pub use reclaim::Tick;
+pub use record::{ProcessId, Record};
+pub use recovery::{Recovery, RecoveryError};
 pub use watching::Gone;
 
 /// The most pins a session may hold: with the limit on sessions, no entry's count can overflow.

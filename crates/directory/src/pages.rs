@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use maru_protocol::{Generation, Handle, PAGE_ALIGN, RegionId};
 
 use crate::ids::{EntryId, InstanceId, PageAt, QueueId, ReservationId};
+use crate::record::{Journal, Record};
 use crate::{ConfigError, Geometry, Millis};
 
 /// Rule 1: a page is in exactly one state.
@@ -13,7 +14,20 @@ pub(crate) enum PageState {
     Free,
     Reserved(ReservationId),
     Resident(EntryId),
-    Quarantined,
+    Quarantined(Why),
+}
+
+/// Why a page that nobody has is not granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// A vanished writer could still write to it.
+    Writer,
+    /// A session of before the restart may have reserved it, and was not heard yet.
+    Unclaimed,
+    /// Caches of hosts may hold unwritten lines of it.
+    Stained,
+    /// Its memory is bad.
+    Damaged,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +54,7 @@ impl Tally {
             PageState::Free => None,
             PageState::Reserved(_) => Some(&mut self.reserved),
             PageState::Resident(_) => Some(&mut self.resident),
-            PageState::Quarantined => Some(&mut self.quarantined),
+            PageState::Quarantined(_) => Some(&mut self.quarantined),
         }
     }
 
@@ -86,6 +100,25 @@ impl Region {
     }
 }
 
+/// Quarantined pages by the reasons that are counted one by one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reasons {
+    pub(crate) unclaimed: u64,
+    pub(crate) stained: u64,
+    pub(crate) damaged: u64,
+}
+
+impl Reasons {
+    pub(crate) fn count(&mut self, state: PageState) -> Option<&mut u64> {
+        match state {
+            PageState::Quarantined(Why::Unclaimed) => Some(&mut self.unclaimed),
+            PageState::Quarantined(Why::Stained) => Some(&mut self.stained),
+            PageState::Quarantined(Why::Damaged) => Some(&mut self.damaged),
+            _ => None,
+        }
+    }
+}
+
 /// The regions that are cut for one page size.
 #[derive(Debug, Default)]
 pub(crate) struct Class {
@@ -123,8 +156,11 @@ pub(crate) struct Pages {
     pub(crate) tally: Tally,
     /// The same in bytes.
     pub(crate) tally_bytes: Tally,
+    pub(crate) reasons: Reasons,
     pub(crate) capacity_bytes: u64,
+    pub(crate) journal: Journal,
     largest_region: u64,
+    first_generation: u64,
     next_generation: u64,
     /// Regions that were cut since [`Self::uncut_unused`].
     fresh: Vec<u32>,
@@ -154,9 +190,12 @@ impl Pages {
             classes: BTreeMap::new(),
             tally: Tally::default(),
             tally_bytes: Tally::default(),
+            reasons: Reasons::default(),
+            journal: Journal::default(),
             capacity_bytes: regions.iter().map(|region| region.bytes).sum(),
             largest_region: regions.iter().map(|region| region.bytes).max().unwrap_or(0),
             regions,
+            first_generation: epoch << 32,
             next_generation: epoch << 32,
             fresh: Vec::new(),
             free_queues: Vec::new(),
@@ -167,6 +206,11 @@ impl Pages {
     /// The largest page that any region could be cut for, in bytes.
     pub(crate) fn page_bytes_max(&self) -> u64 {
         self.largest_region
+    }
+
+    /// The first generation of this life of the directory.
+    pub(crate) const fn first_generation(&self) -> u64 {
+        self.first_generation
     }
 
     pub(crate) const fn next_generation(&self) -> u64 {
@@ -211,18 +255,22 @@ impl Pages {
 
     /// The page that `handle` names, if it is still granted under that generation (rule 8).
     pub(crate) fn find(&self, handle: Handle) -> Option<(PageAt, PageState)> {
+        let at = self.place(handle)?;
+        let page = self.get(at);
+        let granted = page.generation == handle.generation && page.state != PageState::Free;
+        granted.then_some((at, page.state))
+    }
+
+    /// The page that lies where `handle` says, of whatever generation.
+    pub(crate) fn place(&self, handle: Handle) -> Option<PageAt> {
         let region = self.regions.get(handle.region.0 as usize)?;
         let inside = handle.offset.checked_sub(region.offset)?;
         if region.page_bytes == 0 || !inside.is_multiple_of(region.page_bytes) {
             return None;
         }
         let index = inside / region.page_bytes;
-        let page = region.pages.get(usize::try_from(index).ok()?)?;
-        if page.generation != handle.generation || page.state == PageState::Free {
-            return None;
-        }
-        let at = PageAt { region: handle.region.0, index: u32::try_from(index).ok()? };
-        Some((at, page.state))
+        region.pages.get(usize::try_from(index).ok()?)?;
+        Some(PageAt { region: handle.region.0, index: u32::try_from(index).ok()? })
     }
 
     /// Free pages of this size in regions that are cut for it.
@@ -236,9 +284,35 @@ impl Pages {
         self.uncut.iter().find(fits).copied()
     }
 
+    /// Gives an uncut region the pages that it had before a restart.
+    pub(crate) fn restore(&mut self, index: u32, page_bytes: u64, pages: Vec<Page>) {
+        let region = &mut self.regions[index as usize];
+        region.page_bytes = page_bytes;
+        for (page, place) in pages.iter().zip(0..) {
+            if page.state == PageState::Free {
+                region.free.push(place);
+            }
+            region.tally.change(PageState::Free, page.state, 1);
+            self.tally.change(PageState::Free, page.state, 1);
+            self.tally_bytes.change(PageState::Free, page.state, page_bytes);
+            if let Some(count) = self.reasons.count(page.state) {
+                *count += 1;
+            }
+        }
+        region.pages = pages;
+        self.uncut.remove(&index);
+        let class = self.classes.entry(page_bytes).or_default();
+        class.regions.insert(index);
+        class.free_pages += region.free_pages();
+        if region.free_pages() > 0 {
+            class.open.insert(index);
+        }
+    }
+
     /// Cuts an uncut region into pages of this size.
     pub(crate) fn cut(&mut self, index: u32, page_bytes: u64) {
         let region = &mut self.regions[index as usize];
+        self.journal.write(&Record::Cut { region: index, page_bytes });
         self.uncut.remove(&index);
         self.fresh.push(index);
         region.page_bytes = page_bytes;
@@ -248,7 +322,7 @@ impl Pages {
         class.free_pages += region.capacity();
     }
 
-    /// Takes a free page of this size, for the reservation to come, and begins its generation.
+    /// Takes a free page of this size, for the reservation to come.
     pub(crate) fn take(&mut self, page_bytes: u64, reservation: ReservationId) -> Option<PageAt> {
         let index = self.classes.get(&page_bytes)?.open.first().copied()?;
         let region = &mut self.regions[index as usize];
@@ -261,10 +335,20 @@ impl Pages {
             last
         });
         let at = PageAt { region: index, index: page };
-        region.pages[page as usize].generation = Generation(self.next_generation);
-        self.next_generation += 1;
-        self.set(at, PageState::Reserved(reservation));
+        self.grant(at, reservation);
         Some(at)
+    }
+
+    /// Grants a page to a reservation; its next generation begins.
+    pub(crate) fn grant(&mut self, at: PageAt, reservation: ReservationId) {
+        self.set(at, PageState::Reserved(reservation));
+        self.begin(at, Generation(self.next_generation));
+        self.next_generation += 1;
+    }
+
+    /// Has a page be of this generation.
+    pub(crate) fn begin(&mut self, at: PageAt, generation: Generation) {
+        self.region_mut(at).pages[at.index as usize].generation = generation;
     }
 
     /// Moves a page to another state, with all the books. The region goes back to the pool when its
@@ -276,6 +360,20 @@ impl Pages {
         region.tally.change(from, to, 1);
         self.tally.change(from, to, 1);
         self.tally_bytes.change(from, to, region.page_bytes);
+        if let Some(count) = self.reasons.count(from) {
+            *count -= 1;
+        }
+        if let Some(count) = self.reasons.count(to) {
+            *count += 1;
+        }
+        // What no record tells of is vacant in any case.
+        let told = matches!(
+            from,
+            PageState::Resident(_) | PageState::Quarantined(Why::Writer | Why::Stained)
+        );
+        if told && matches!(to, PageState::Free | PageState::Reserved(_)) {
+            self.journal.write(&Record::Vacated { page: at });
+        }
         let class = self.classes.get_mut(&region.page_bytes);
         let class = class.expect("a cut region's size has a class");
         match (from, to) {
@@ -303,6 +401,7 @@ impl Pages {
         let region = &mut self.regions[index as usize];
         let page_bytes = region.page_bytes;
         let capacity = region.capacity();
+        self.journal.write(&Record::Cut { region: index, page_bytes: 0 });
         (region.pages, region.free, region.page_bytes) = (Vec::new(), Vec::new(), 0);
         self.uncut.insert(index);
         let class = self.classes.get_mut(&page_bytes).expect("a cut region's size has a class");
@@ -361,6 +460,19 @@ impl Pages {
         page_bytes: u64,
     ) -> u64 {
         regions.map(|region| self.regions[*region as usize].bytes / page_bytes).sum()
+    }
+
+    /// Moves a place one step on, around all regions; the page it was at, or `None` at a region's end.
+    pub(crate) fn step(&self, at: &mut PageAt) -> Option<PageAt> {
+        let PageAt { region, index } = *at;
+        if (index as usize) < self.regions[region as usize].pages.len() {
+            at.index += 1;
+            return Some(PageAt { region, index });
+        }
+        let next = (region as usize + 1) % self.regions.len();
+        let region = u32::try_from(next).expect("regions are numbered in u32");
+        *at = PageAt { region, index: 0 };
+        None
     }
 
     /// Rounds a page size up to what pages are aligned to.

@@ -53,7 +53,7 @@ impl Directory {
                 let resident = self.entries.get(entry).resident?;
                 self.pin(now, id, entry, pins);
                 self.use_entry(now, entry);
-                Some(self.location(&resident))
+                Some(self.chunk(id, &resident))
             });
             let counter =
                 if hit.is_some() { &mut self.counters.hits } else { &mut self.counters.misses };
@@ -151,6 +151,10 @@ impl Directory {
         state.pins -= count;
         if state.pins == 0 {
             self.entries_pinned -= 1;
+            if self.ghosts.contains(&entry) {
+                self.end_ghost(entry);
+                return ReleaseOutcome::Released;
+            }
             self.policy.unpin(entry);
             if let Some(resident) = &mut state.resident {
                 resident.touched = now;
@@ -170,7 +174,7 @@ impl Directory {
         let entry = self.entries.get(found);
         if entry.resident.is_none() {
             DeleteOutcome::Reserved
-        } else if entry.pins > 0 {
+        } else if entry.pins > 0 || self.claims.are_open() {
             DeleteOutcome::Pinned
         } else {
             self.withdraw(found, Some(id));
@@ -182,6 +186,11 @@ impl Directory {
     /// Frees the page of a resident entry without pins (rule 3); the caller has looked. `by` is the
     /// session that asked for this very entry to go.
     pub(crate) fn withdraw(&mut self, id: EntryId, by: Option<SessionId>) {
+        self.withdraw_to(id, by, PageState::Free);
+    }
+
+    /// The same, and its page goes into this state.
+    pub(crate) fn withdraw_to(&mut self, id: EntryId, by: Option<SessionId>, to: PageState) {
         let entry = self.entries.get_mut(id);
         debug_assert_eq!(entry.pins, 0, "rule 3: a pinned entry stays");
         let Some(resident) = entry.resident.take() else {
@@ -189,9 +198,8 @@ impl Directory {
         };
         self.policy.remove(id);
         self.pages.queue_mut(resident.page, resident.queue).evictable -= 1;
-        let bytes = self.pages.page_bytes(resident.page);
-        self.sessions.instance_mut(resident.writer).charged_bytes -= bytes;
-        self.pages.set(resident.page, PageState::Free);
+        self.discharge(resident.writer, self.pages.page_bytes(resident.page));
+        self.pages.set(resident.page, to);
         let key = self.entries.remove_if_empty(id);
         self.watching.withdrawn(by, || key.unwrap_or_else(|| self.entries.get(id).key.clone()));
         self.forget_if_idle(resident.writer);

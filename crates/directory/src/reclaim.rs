@@ -3,8 +3,10 @@
 use maru_protocol::{Secret, SessionId};
 
 use crate::ids::InstanceId;
-use crate::pages::PageState;
-use crate::sessions::{Phase, Quarantine};
+use crate::pages::{PageState, Why};
+use crate::record::Record;
+use crate::sessions::{Phase, Sessions, Vanished, Writer};
+use crate::stains::Hosts;
 use crate::{Directory, Millis, rules};
 
 /// States looked at by the sampled check of the rules, each tick.
@@ -37,8 +39,14 @@ impl Directory {
         let budget = self.config.work_per_tick;
         let mut work = budget;
         work -= self.drain_ended(now, work);
-        work -= self.end_quarantines(now, work);
-        work -= self.evict_to_watermark(work);
+        // All that follows leaves records.
+        if !self.store_full {
+            self.end_withholding(now);
+            work -= self.end_vanished(now, work);
+            work -= self.clean_after_hosts(work);
+            work -= self.sweep_unclaimed(work);
+            work -= self.evict_to_watermark(work);
+        }
         tick.more = work == 0;
         tick.violation = rules::check_sample(self, now, RULE_SAMPLE).err();
         self.counters.rule_checks += 1;
@@ -50,13 +58,17 @@ impl Directory {
     /// long. Their number is bounded by [`crate::Config::sessions_max`].
     fn end_overdue(&mut self, now: Millis) -> Vec<SessionId> {
         let (lease, resume) = (self.config.lease_ms, self.config.resume_ms);
+        let late = self.claims.are_late(now, lease);
         let overdue: Vec<(SessionId, Ending)> = self
             .sessions
             .live
             .iter()
             .filter_map(|(id, session)| match session.phase {
-                Phase::Connected if now - session.heard >= lease => Some((*id, Ending::Expired)),
+                Phase::Connected if now - session.heard >= lease || (session.claiming && late) => {
+                    Some((*id, Ending::Expired))
+                }
                 Phase::Dropped(since) if now - since >= resume => Some((*id, Ending::Dropped)),
+                Phase::Restored if late => Some((*id, Ending::Dropped)),
                 _ => None,
             })
             .collect();
@@ -78,6 +90,8 @@ impl Directory {
         session.phase = Phase::Ended(now);
         self.sessions.ended.push_back(id);
         self.unwatch(id);
+        self.pages.journal.write(&Record::Ended { session: id });
+        self.end_claims(now, id);
         let counter = match ending {
             Ending::Closed => &mut self.counters.sessions_closed,
             Ending::Dropped => &mut self.counters.sessions_dropped,
@@ -89,17 +103,20 @@ impl Directory {
 
     /// The session says that it is over and that it writes no more.
     pub(crate) fn goodbye(&mut self, now: Millis, id: SessionId) {
-        if let Some(session) = self.sessions.live.get_mut(&id) {
-            session.writer_gone = true;
-        }
+        self.writer_gone(id, Writer::Done);
         self.end(now, id, Ending::Closed);
+    }
+
+    /// The session made no sense: it ends, and its writer may still write.
+    pub(crate) fn drop_session(&mut self, now: Millis, id: SessionId) {
+        self.end(now, id, Ending::Dropped);
     }
 
     /// The process behind the session is known to be dead, so nothing of it can write any more: the
     /// session ends, and its pages need no quarantine (rule 7). Says whether the session had not
     /// ended by itself.
     pub fn writer_dead(&mut self, now: Millis, id: SessionId) -> bool {
-        self.writer_gone(id);
+        self.writer_gone(id, Writer::Dead);
         self.end(now, id, Ending::Dropped)
     }
 
@@ -108,25 +125,25 @@ impl Directory {
     pub(crate) fn let_go(&mut self, now: Millis, id: SessionId, secret: Secret) {
         let (known, connected) = match self.sessions.live.get(&id) {
             Some(session) => (Some(session.secret), session.phase == Phase::Connected),
-            None => (self.sessions.quarantines.get(&id).map(|held| held.secret), false),
+            None => (self.sessions.vanished.get(&id).map(|vanished| vanished.secret), false),
         };
         if known == Some(secret) && !connected {
-            self.writer_dead(now, id);
+            self.writer_gone(id, Writer::Done);
+            self.end(now, id, Ending::Dropped);
         }
     }
 
     /// Whether anything is left of the session: if so, the death of its process matters.
     #[must_use]
     pub fn is_known(&self, id: SessionId) -> bool {
-        self.sessions.live.contains_key(&id) || self.sessions.quarantines.contains_key(&id)
+        self.sessions.live.contains_key(&id) || self.sessions.vanished.contains_key(&id)
     }
 
-    fn writer_gone(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.live.get_mut(&id) {
-            session.writer_gone = true;
-        }
-        if let Some(quarantine) = self.sessions.quarantines.get_mut(&id) {
-            quarantine.until = Millis(0);
+    fn writer_gone(&mut self, id: SessionId, how: Writer) {
+        let live = self.sessions.live.get_mut(&id).map(|session| &mut session.writer);
+        let vanished = self.sessions.vanished.get_mut(&id).map(|vanished| &mut vanished.writer);
+        for writer in live.into_iter().chain(vanished) {
+            *writer = how.max(*writer);
         }
     }
 
@@ -138,75 +155,107 @@ impl Directory {
             while done < work && self.release_one(now, id) {
                 done += 1;
             }
-            if done == work {
+            let left = self.sessions.live.get(&id).is_some_and(|session| session.holdings() > 0);
+            if done == work || left {
                 break;
             }
             self.sessions.ended.pop_front();
-            if let Some(session) = self.sessions.live.remove(&id) {
-                self.sessions.instance_mut(session.instance).sessions -= 1;
-                self.forget_if_idle(session.instance);
-            }
+            let Some(session) = self.sessions.live.remove(&id) else {
+                continue;
+            };
+            self.sessions.instance_mut(session.instance).sessions -= 1;
+            self.pages.journal.write(&if self.sessions.vanished.contains_key(&id) {
+                Record::Drained { session: id }
+            } else {
+                Record::Forgotten { session: id }
+            });
+            self.forget_if_idle(session.instance);
         }
         done
     }
 
-    /// Takes one holding back from an ended session; `false` if it has none.
+    /// Takes one holding back from an ended session; `false` if it has none, or none that can be
+    /// taken back while nothing can be stored.
     fn release_one(&mut self, now: Millis, id: SessionId) -> bool {
         let Some(session) = self.sessions.live.get(&id) else {
             return false;
         };
-        let (gone, instance, secret) = (session.writer_gone, session.instance, session.secret);
+        let (writer, instance, host) = (session.writer, session.instance, session.host);
         if let Some((entry, held)) = session.pins.last() {
             let (entry, count) = (*entry, held.count);
             self.unpin(now, id, entry, count);
             self.counters.pins_reclaimed += u64::from(count);
             return true;
         }
-        let Some(reservation) = session.reservations.last().copied() else {
+        let reservation = session.reservations.last().copied();
+        let Some(reservation) = reservation.filter(|_| !self.store_full) else {
             return false;
         };
-        let gone_reservation = self.unlink(reservation);
-        self.entries.remove_if_empty(gone_reservation.entry);
-        let page = gone_reservation.page;
-        if gone {
-            self.discharge(instance, self.pages.page_bytes(page));
-            self.pages.set(page, PageState::Free);
-        } else {
-            let until = now + self.config.quarantine_ms;
-            let new = Quarantine { secret, instance, pages: Vec::new(), until };
-            self.sessions.quarantines.entry(id).or_insert(new).pages.push(page);
-            self.pages.set(page, PageState::Quarantined);
+        let reservation = self.unlink(reservation);
+        self.entries.remove_if_empty(reservation.entry);
+        let page = reservation.page;
+        if writer == Writer::MayWrite {
+            self.vanish(now, id, |vanished| vanished.pages.push(page));
+            self.pages.set(page, PageState::Quarantined(Why::Writer));
+            let generation = self.pages.get(page).generation;
+            self.pages.journal.write(&Record::Quarantined { page, generation, session: id });
             self.counters.quarantined += 1;
+        } else {
+            self.discharge(instance, self.pages.page_bytes(page));
+            self.vacate_page(page, writer == Writer::Done, &Hosts::from([host]));
         }
         true
     }
 
-    /// Frees quarantined pages that are due, at most `work` of them. Returns how many.
-    fn end_quarantines(&mut self, now: Millis, work: u32) -> u32 {
-        let due = |quarantine: &Quarantine| quarantine.until <= now;
-        let due: Vec<SessionId> = self
-            .sessions
-            .quarantines
-            .iter()
-            .filter_map(|(id, quarantine)| due(quarantine).then_some(*id))
-            .collect();
+    /// Books what the writer of a session could still write to, now that it is over.
+    pub(crate) fn vanish(&mut self, now: Millis, id: SessionId, book: impl FnOnce(&mut Vanished)) {
+        let until = now + self.config.quarantine_ms;
+        let Sessions { live, vanished, instances, .. } = &mut self.sessions;
+        let Some(session) = live.get(&id) else {
+            return;
+        };
+        book(vanished.entry(id).or_insert_with(|| {
+            instances[session.instance.index()].sessions += 1;
+            Vanished::new(session, until)
+        }));
+    }
+
+    /// Makes quarantined pages vacant whose writer is over, at most `work` of them. Returns how many.
+    fn end_vanished(&mut self, now: Millis, work: u32) -> u32 {
+        let vanished = self.sessions.vanished.iter();
+        let over = vanished.filter(|(_, vanished)| vanished.is_over(now));
+        let over: Vec<SessionId> = over.map(|(id, _)| *id).collect();
         let mut done = 0;
-        for id in due {
-            while let Some(quarantine) = self.sessions.quarantines.get_mut(&id) {
-                let instance = quarantine.instance;
-                if quarantine.pages.is_empty() {
-                    self.sessions.quarantines.remove(&id);
-                    self.forget_if_idle(instance);
+        for id in over {
+            while let Some(vanished) = self.sessions.vanished.get_mut(&id) {
+                let (instance, host) = (vanished.instance, vanished.host);
+                let writer_done = vanished.writer == Writer::Done;
+                if vanished.pages.is_empty() {
+                    self.end_one_vanished(id);
                 } else if done == work {
                     return done;
-                } else if let Some(page) = quarantine.pages.pop() {
+                } else if let Some(page) = vanished.pages.pop() {
                     self.discharge(instance, self.pages.page_bytes(page));
-                    self.pages.set(page, PageState::Free);
+                    self.vacate_page(page, writer_done, &Hosts::from([host]));
                     done += 1;
                 }
             }
         }
         done
+    }
+
+    fn end_one_vanished(&mut self, id: SessionId) {
+        let Some(vanished) = self.sessions.vanished.remove(&id) else {
+            return;
+        };
+        if vanished.unclaimed {
+            self.claims_settled(&vanished);
+        }
+        if !self.sessions.live.contains_key(&id) {
+            self.pages.journal.write(&Record::Forgotten { session: id });
+        }
+        self.sessions.instance_mut(vanished.instance).sessions -= 1;
+        self.forget_if_idle(vanished.instance);
     }
 
     pub(crate) fn discharge(&mut self, instance: InstanceId, bytes: u64) {
@@ -237,7 +286,7 @@ mod tests {
         let memory = Geometry { devices: vec![device], region_bytes: 2 << 20 };
         let mut directory = Directory::new(Config::default(), &memory, Millis(0)).unwrap();
         let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
-        let opened = directory.hello(Millis(0), &hello, Secret([1; 16])).unwrap();
+        let opened = directory.hello(Millis(0), &hello, Secret([1; 16]), None).unwrap();
         let names: Vec<String> = (0..64).map(|n| n.to_string()).collect();
         let keys = names.iter().map(|name| Key::new(name.as_bytes()).unwrap());
         let body = Body::Reserve {

@@ -6,6 +6,7 @@ use maru_protocol::{
 };
 
 use crate::entries::Entry;
+use crate::ids::EntryId;
 use crate::sessions::{Phase, Session};
 use crate::{Directory, Millis};
 
@@ -21,6 +22,9 @@ impl Directory {
         Stats {
             epoch: self.config.epoch,
             uptime_ms: now - self.started(),
+            sessions_awaited: self.claims.awaited_len(),
+            store_full: self.store_full,
+            withheld_ms: self.withheld_ms(now),
             pins: self.pins,
             entries_pinned: self.entries_pinned,
             sessions: self.session_infos(now),
@@ -40,6 +44,9 @@ impl Directory {
             pages_reserved: pages.tally.reserved,
             pages_resident: pages.tally.resident,
             pages_quarantined: pages.tally.quarantined,
+            pages_unclaimed: pages.reasons.unclaimed,
+            pages_stained: pages.reasons.stained,
+            pages_damaged: pages.reasons.damaged,
             ..Stats::default()
         };
         for region in &pages.regions {
@@ -62,7 +69,7 @@ impl Directory {
                 SessionInfo {
                     session: *id,
                     instance: instance.name.clone(),
-                    host: session.host.clone(),
+                    host: self.sessions.host(session.host).to_owned(),
                     connected: session.phase == Phase::Connected,
                     heard_ms_ago: now - session.heard,
                     pins: session.pin_count,
@@ -82,6 +89,8 @@ impl Directory {
         let mut next = start;
         while next < end && entries.len() < limit {
             let entry = self.entries.at(next).filter(|entry| entry.key.starts_with(prefix));
+            let is_ghost = self.ghosts.contains(&EntryId::new(next));
+            let entry = entry.filter(|_| !is_ghost);
             entries.extend(entry.and_then(|entry| self.entry_info(now, entry)));
             next += 1;
         }
@@ -95,6 +104,8 @@ impl Directory {
             location: self.location(&resident),
             page_bytes: self.pages.page_bytes(resident.page),
             writer: self.sessions.instance(resident.writer).name.clone(),
+            host: self.sessions.host(resident.host).to_owned(),
+            checksum: resident.checksum,
             pins: entry.pins,
             used_ms_ago: now - resident.touched,
         })

@@ -8,7 +8,7 @@
 use maru_protocol::{ReserveOutcome, SessionId};
 
 use crate::ids::{EntryId, InstanceId};
-use crate::pages::{PageState, Queue};
+use crate::pages::{Class, PageState, Queue};
 use crate::{Directory, Millis};
 
 /// Why an entry is evicted.
@@ -33,8 +33,13 @@ impl Directory {
         if wanted == 0 {
             return Ok(());
         }
-        let instance = self.sessions.instance_of(id).ok_or(ReserveOutcome::OutOfMemory)?;
+        if self.is_withheld() {
+            return Err(ReserveOutcome::OutOfMemory);
+        }
+        let session = self.sessions.live.get(&id).ok_or(ReserveOutcome::OutOfMemory)?;
+        let (instance, host) = (session.instance, session.host);
         let excess = self.over_budget(instance, page_bytes * wanted)?;
+        let wanted = wanted.saturating_sub(self.stains.count(host, page_bytes));
         if self.pages.free_pages(page_bytes) < wanted && !self.could_free(page_bytes, wanted) {
             return Err(ReserveOutcome::OutOfMemory);
         }
@@ -45,6 +50,11 @@ impl Directory {
             }
         }
         Ok(())
+    }
+
+    /// Whether any entry may go: none while pins may be held that are not known.
+    fn may_evict(&self) -> bool {
+        !self.claims.are_open()
     }
 
     /// By how many bytes the instance would be over its budget with `wanted` more; an error if it
@@ -63,6 +73,7 @@ impl Directory {
             })
             .map(|(size, queue)| size * queue.evictable)
             .sum();
+        let evictable = if self.may_evict() { evictable } else { 0 };
         if evictable >= excess { Ok(excess) } else { Err(ReserveOutcome::OverBudget) }
     }
 
@@ -86,7 +97,8 @@ impl Directory {
     /// Whether enough pages of this size could be made free by cutting and evicting.
     fn could_free(&self, page_bytes: u64, wanted: u64) -> bool {
         let own = self.pages.classes.get(&page_bytes);
-        let own = own.map_or(0, |class| class.free_pages + class.evictable());
+        let evictable = |class: &Class| if self.may_evict() { class.evictable() } else { 0 };
+        let own = own.map_or(0, |class| class.free_pages + evictable(class));
         let mut possible = own + self.pages.pages_in(self.pages.uncut.iter(), page_bytes);
         for (size, class) in &self.pages.classes {
             if possible >= wanted {
@@ -101,7 +113,7 @@ impl Directory {
     }
 
     fn can_vacate(&self, region: u32) -> bool {
-        self.pages.regions[region as usize].can_be_vacated()
+        self.may_evict() && self.pages.regions[region as usize].can_be_vacated()
     }
 
     /// One step towards more free pages of this size; `false` if there is none.
@@ -109,6 +121,9 @@ impl Directory {
         if let Some(region) = self.pages.uncut_region(page_bytes) {
             self.pages.cut(region, page_bytes);
             return true;
+        }
+        if !self.may_evict() {
+            return false;
         }
         let own = self.coldest(page_bytes, |_| true);
         let other = self.idlest_region_of_others(page_bytes);
@@ -188,7 +203,7 @@ impl Directory {
         let (high, low) =
             (share(self.config.watermark_high_permille), share(self.config.watermark_low_permille));
         self.evicting |= self.pages.tally_bytes.used() > high;
-        if !self.evicting {
+        if !self.evicting || !self.may_evict() {
             return 0;
         }
         let mut done = 0;

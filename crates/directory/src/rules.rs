@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use maru_protocol::{Generation, Handle, SessionId};
 
 use crate::ids::{EntryId, PageAt};
-use crate::pages::{PageState, Tally};
+use crate::pages::{PageState, Reasons, Tally, Why};
 use crate::sessions::Phase;
 use crate::{Directory, Millis};
 
@@ -34,6 +34,8 @@ pub enum Rule {
     NoLateWriter = 7,
     /// Rule 8: a stale handle fits nothing.
     StaleHandlesAreRefused = 8,
+    /// Rule 9: what was acknowledged is found again at its place.
+    AcknowledgedIsRecoverable = 9,
     /// Rule 10: a look changes nothing.
     ALookIsNotATouch = 10,
 }
@@ -74,9 +76,10 @@ pub fn check(directory: &Directory, now: Millis) -> Checked {
         replies_are_bounded(directory, *id)?;
         the_dead_hold_nothing(directory, now, *id)?;
     }
-    for id in directory.sessions.quarantines.keys() {
+    for id in directory.sessions.vanished.keys() {
         quarantined_pages_are_kept(directory, *id)?;
     }
+    reasons_are_counted(directory)?;
     charges_are_what_pages_cost(directory)
 }
 
@@ -114,27 +117,15 @@ pub(crate) struct Sampled {
 /// region's end.
 fn next_looks(directory: &mut Directory, count: usize) -> Vec<PageAt> {
     let Directory { pages, sampled, .. } = directory;
-    let mut looks = Vec::with_capacity(count);
-    for _ in 0..count {
-        let PageAt { region, index } = sampled.at;
-        if (index as usize) < pages.regions[region as usize].pages.len() {
-            looks.push(sampled.at);
-            sampled.at.index += 1;
-        } else {
-            let next = (region as usize + 1) % pages.regions.len();
-            let region = u32::try_from(next).expect("regions are numbered in u32");
-            sampled.at = PageAt { region, index: 0 };
-        }
-    }
     sampled.turn = sampled.turn.wrapping_add(1);
-    looks
+    (0..count).filter_map(|_| pages.step(&mut sampled.at)).collect()
 }
 
 /// Rule 1: whoever a page says it belongs to says so too.
 fn one_state_a_page(directory: &Directory, at: PageAt) -> Checked {
     let state = directory.pages.get(at).state;
     let agreed = match state {
-        PageState::Free | PageState::Quarantined => true,
+        PageState::Free | PageState::Quarantined(_) => true,
         PageState::Reserved(id) => {
             let reservation = directory.sessions.reservations.get(id.index());
             reservation.is_some_and(|reservation| {
@@ -165,7 +156,7 @@ fn states_are_counted(directory: &Directory, index: u32) -> Checked {
                 tally.resident += 1;
                 pinned += u64::from(directory.entries.get(entry).pins > 0);
             }
-            PageState::Quarantined => tally.quarantined += 1,
+            PageState::Quarantined(_) => tally.quarantined += 1,
         }
     }
     let distinct: BTreeSet<&u32> = region.free.iter().collect();
@@ -216,10 +207,12 @@ fn visible_is_committed(directory: &Directory, id: EntryId) -> Checked {
 /// Rule 2: the table finds each entry by its key, and nothing else.
 fn every_key_is_found(directory: &Directory) -> Checked {
     let entries = &directory.entries;
+    let ghosts = &directory.ghosts;
     let found = |(id, entry): (EntryId, &crate::entries::Entry)| {
-        maru_protocol::Key::new(&entry.key).is_ok_and(|key| entries.find(key) == Some(id))
+        let key = maru_protocol::Key::new(&entry.key);
+        key.is_ok_and(|key| (entries.find(key) == Some(id)) != ghosts.contains(&id))
     };
-    let all = entries.iter().all(found) && entries.len() == entries.table_len();
+    let all = entries.iter().all(found) && entries.len() == entries.table_len() + ghosts.len();
     holds(Rule::NothingUnfinishedIsVisible, all, || "the table does not match the entries".into())
 }
 
@@ -253,7 +246,9 @@ fn the_dead_hold_nothing(directory: &Directory, now: Millis, id: SessionId) -> C
     let Phase::Ended(since) = session.phase else {
         return Ok(());
     };
-    let in_time = now - since <= 1000 - directory.config.resume_ms || session.holdings() == 0;
+    // What leaves records waits while none can be stored.
+    let held = if directory.store_full { session.pins.len() } else { session.holdings() };
+    let in_time = now - since <= 1000 - directory.config.resume_ms || held == 0;
     holds(Rule::TheDeadAreCleanedUpAfter, in_time, || {
         format!("session {id} ended {} ms ago and holds {}", now - since, session.holdings())
     })
@@ -262,12 +257,35 @@ fn the_dead_hold_nothing(directory: &Directory, now: Millis, id: SessionId) -> C
 /// Rule 7: a page in quarantine is in no other state, and its writer is over.
 fn quarantined_pages_are_kept(directory: &Directory, id: SessionId) -> Checked {
     let over = directory.sessions.live.get(&id).is_none_or(|s| matches!(s.phase, Phase::Ended(_)));
-    let pages = &directory.sessions.quarantines[&id].pages;
-    let kept = pages.iter().all(|at| directory.pages.get(*at).state == PageState::Quarantined);
-    let total: usize = directory.sessions.quarantines.values().map(|held| held.pages.len()).sum();
-    let counted = total as u64 == directory.pages.tally.quarantined;
-    holds(Rule::NoLateWriter, over && kept && counted, || {
-        format!("the quarantine of session {id} is broken: over {over}, kept {kept}, {total} pages")
+    let pages = &directory.sessions.vanished[&id].pages;
+    let quarantined = PageState::Quarantined(Why::Writer);
+    let kept = pages.iter().all(|at| directory.pages.get(*at).state == quarantined);
+    holds(Rule::NoLateWriter, over && kept, || {
+        format!("the quarantine of session {id} is broken: over {over}, kept {kept}")
+    })
+}
+
+/// Rule 7: every quarantined page has a reason, and whoever keeps it for that reason knows of it.
+fn reasons_are_counted(directory: &Directory) -> Checked {
+    let mut found = Reasons::default();
+    let mut of_writers = 0;
+    for page in directory.pages.regions.iter().flat_map(|region| &region.pages) {
+        match found.count(page.state) {
+            Some(count) => *count += 1,
+            None => of_writers += u64::from(page.state == PageState::Quarantined(Why::Writer)),
+        }
+    }
+    let vanished = directory.sessions.vanished.values();
+    let kept: usize = vanished.map(|vanished| vanished.pages.len()).sum();
+    let stains = directory.stains.iter();
+    let stained = stains.filter(|(at, hosts)| {
+        directory.pages.get(*at).state == PageState::Quarantined(Why::Stained) && !hosts.is_empty()
+    });
+    let agreed = found == directory.pages.reasons
+        && of_writers == kept as u64
+        && found.stained == stained.count() as u64;
+    holds(Rule::NoLateWriter, agreed, || {
+        format!("{found:?} and {of_writers} of writers are not {:?}", directory.pages.reasons)
     })
 }
 
@@ -282,7 +300,9 @@ fn generations_are_in_the_past(directory: &Directory, at: PageAt) -> Checked {
 fn generations_differ(directory: &Directory) -> Checked {
     let mut seen = BTreeSet::new();
     let pages = directory.pages.regions.iter().flat_map(|region| &region.pages);
-    let twice = pages.map(|page| page.generation).find(|generation| !seen.insert(*generation));
+    // Of a page that was vacant at a restart, 0 says that its generation is not known.
+    let mut known = pages.map(|page| page.generation).filter(|generation| generation.0 > 0);
+    let twice = known.find(|generation| !seen.insert(*generation));
     holds(Rule::StaleHandlesAreRefused, twice.is_none(), || format!("{twice:?} is on two pages"))
 }
 
@@ -300,9 +320,9 @@ fn charges_are_what_pages_cost(directory: &Directory) -> Checked {
         *cost.entry(resident.writer.index()).or_default() +=
             directory.pages.page_bytes(resident.page);
     }
-    for quarantine in sessions.quarantines.values() {
-        *cost.entry(quarantine.instance.index()).or_default() +=
-            quarantine.pages.iter().map(|at| directory.pages.page_bytes(*at)).sum::<u64>();
+    for vanished in sessions.vanished.values() {
+        *cost.entry(vanished.instance.index()).or_default() +=
+            vanished.pages.iter().map(|at| directory.pages.page_bytes(*at)).sum::<u64>();
     }
     let charged = |(index, instance): (usize, &crate::sessions::Instance)| {
         instance.charged_bytes == cost.get(&index).copied().unwrap_or(0)
@@ -320,19 +340,44 @@ pub enum Owner {
     Reserved(SessionId),
     /// A key.
     Resident(Vec<u8>),
-    /// A vanished writer, until then.
-    Quarantined(SessionId, Millis),
+    /// Those who have so many pins on it; no key leads to it any more.
+    Ghost(u32),
+    /// A vanished writer, until then, or until it is known to be gone.
+    Quarantined(SessionId, Option<Millis>),
+    /// Whoever may claim it.
+    Unclaimed,
+    /// The caches of hosts.
+    Stained(BTreeSet<String>),
+    /// Nobody, ever.
+    Damaged,
+}
+
+/// A resident key, as the rules about a step compare it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Where it lies.
+    pub handle: Handle,
+    /// Its length in bytes.
+    pub length: u32,
+    /// The pins on it.
+    pub pins: u32,
+    /// When it was last used.
+    pub touched: Millis,
 }
 
 /// All that the rules about a step compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// Pages that are not free, by region and place.
-    pub pages: BTreeMap<(u32, u32), (Generation, Owner)>,
-    /// Resident keys: where, pins, and when last used.
-    pub entries: BTreeMap<Vec<u8>, (Handle, u32, Millis)>,
+    pub pages: BTreeMap<PageAt, (Generation, Owner)>,
+    /// Resident keys.
+    pub entries: BTreeMap<Vec<u8>, Seen>,
     /// Pins of sessions that are not over.
-    pub pins: BTreeMap<(SessionId, Vec<u8>), u32>,
+    pub pins: BTreeMap<(SessionId, Handle), u32>,
+    /// The hosts of the sessions.
+    pub hosts: BTreeMap<SessionId, String>,
+    /// Sessions of before a restart may come back, or their writers may still write.
+    pub unclaimed_matter: bool,
     next_generation: u64,
     /// The coldest entry of each queue: what would be evicted next.
     coldest: Vec<Option<EntryId>>,
@@ -344,42 +389,65 @@ impl Snapshot {
     pub fn of(directory: &Directory) -> Self {
         let (pages, sessions) = (&directory.pages, &directory.sessions);
         let key = |id: EntryId| directory.entries.get(id).key.to_vec();
-        let mut quarantined = BTreeMap::new();
-        for (id, held) in &sessions.quarantines {
-            quarantined.extend(held.pages.iter().map(|at| (*at, (*id, held.until))));
-        }
-        let mut owners = BTreeMap::new();
-        for (region, state) in (0_u32..).zip(&pages.regions) {
-            for (index, page) in (0_u32..).zip(&state.pages) {
-                let owner = match page.state {
-                    PageState::Free => continue,
-                    PageState::Reserved(id) => Owner::Reserved(sessions.reservation(id).session),
-                    PageState::Resident(id) => Owner::Resident(key(id)),
-                    PageState::Quarantined => {
-                        let (session, until) = quarantined[&PageAt { region, index }];
-                        Owner::Quarantined(session, until)
-                    }
-                };
-                owners.insert((region, index), (page.generation, owner));
-            }
-        }
-        let entries = directory.entries.iter().filter_map(|(id, entry)| {
-            let resident = entry.resident?;
-            Some((key(id), (pages.handle(resident.page), entry.pins, resident.touched)))
+        let residents = directory.entries.iter().filter_map(|(id, entry)| {
+            let resident = entry.resident.filter(|_| !directory.ghosts.contains(&id))?;
+            let (length, touched) = (resident.length, resident.touched);
+            let handle = pages.handle(resident.page);
+            Some((key(id), Seen { handle, length, pins: entry.pins, touched }))
         });
-        let live = sessions.live.iter().filter(|(_, s)| !matches!(s.phase, Phase::Ended(_)));
-        let pins = live.flat_map(|(id, session)| {
-            session.pins.iter().map(|(entry, held)| ((*id, key(*entry)), held.count))
+        let live = || sessions.live.iter().filter(|(_, s)| !matches!(s.phase, Phase::Ended(_)));
+        let pins = live().flat_map(|(id, session)| {
+            session.pins.iter().filter_map(|(entry, held)| {
+                let page = directory.entries.get(*entry).resident?.page;
+                Some(((*id, pages.handle(page)), held.count))
+            })
         });
+        let hosts = live().map(|(id, session)| (*id, sessions.host(session.host).to_owned()));
         let queues = pages.classes.values().flat_map(|class| &class.queues);
+        let vanished = sessions.vanished.values();
         Self {
-            pages: owners,
-            entries: entries.collect(),
+            pages: owners(directory),
+            entries: residents.collect(),
             pins: pins.collect(),
+            hosts: hosts.collect(),
+            unclaimed_matter: directory.claims.are_open() || { vanished }.any(|one| one.unclaimed),
             next_generation: pages.next_generation(),
             coldest: queues.map(|queue| directory.policy.coldest(queue.id)).collect(),
         }
     }
+}
+
+fn owners(directory: &Directory) -> BTreeMap<PageAt, (Generation, Owner)> {
+    let sessions = &directory.sessions;
+    let mut quarantined = BTreeMap::new();
+    for (id, vanished) in &sessions.vanished {
+        let until = vanished.process.is_none().then_some(vanished.until);
+        quarantined.extend(vanished.pages.iter().map(|at| (*at, Owner::Quarantined(*id, until))));
+    }
+    let stained = directory.stains.iter().map(|(at, hosts)| {
+        let hosts = hosts.iter().map(|host| sessions.host(*host).to_owned());
+        (at, Owner::Stained(hosts.collect()))
+    });
+    quarantined.extend(stained);
+    let mut owners = BTreeMap::new();
+    for (region, state) in (0_u32..).zip(&directory.pages.regions) {
+        for (index, page) in (0_u32..).zip(&state.pages) {
+            let at = PageAt { region, index };
+            let owner = match page.state {
+                PageState::Free => continue,
+                PageState::Reserved(id) => Owner::Reserved(sessions.reservation(id).session),
+                PageState::Resident(id) if directory.ghosts.contains(&id) => {
+                    Owner::Ghost(directory.entries.get(id).pins)
+                }
+                PageState::Resident(id) => Owner::Resident(directory.entries.get(id).key.to_vec()),
+                PageState::Quarantined(Why::Unclaimed) => Owner::Unclaimed,
+                PageState::Quarantined(Why::Damaged) => Owner::Damaged,
+                PageState::Quarantined(Why::Writer | Why::Stained) => quarantined[&at].clone(),
+            };
+            owners.insert(at, (page.generation, owner));
+        }
+    }
+    owners
 }
 
 /// One step of a directory, as the rules about steps see it.
@@ -393,6 +461,8 @@ pub struct Step<'a> {
     pub actor: Option<SessionId>,
     /// Sessions that said, or are known, to write no more.
     pub gone: &'a BTreeSet<SessionId>,
+    /// Hosts that are said to be gone.
+    pub hosts_gone: &'a BTreeSet<String>,
     /// When it was.
     pub now: Millis,
 }
@@ -410,13 +480,26 @@ pub fn nothing_changed(rule: Rule, before: &Snapshot, after: &Snapshot) -> Check
     holds(rule, before == after, || format!("{before:?} became {after:?}"))
 }
 
+/// Rule 9: a directory that was made again has every entry that the one before had, at its place, and
+/// no other.
+pub fn acknowledged_is_recoverable(before: &Snapshot, after: &Snapshot) -> Checked {
+    let place = |(key, seen): (&Vec<u8>, &Seen)| (key.clone(), seen.handle, seen.length);
+    let before: Vec<_> = before.entries.iter().map(place).collect();
+    let after: Vec<_> = after.entries.iter().map(place).collect();
+    holds(Rule::AcknowledgedIsRecoverable, before == after, || {
+        format!("{before:?} were there, {after:?} are")
+    })
+}
+
 /// Rule 3: what a session pins before and after a step lies where it lay.
 fn pinned_stays(step: &Step<'_>) -> Checked {
-    for (session, key) in step.before.pins.keys() {
-        let kept = step.after.pins.contains_key(&(*session, key.clone()));
-        let handle = |snapshot: &Snapshot| snapshot.entries.get(key).map(|(handle, ..)| *handle);
-        let stays = !kept || handle(step.before) == handle(step.after);
-        holds(Rule::PinnedStays, stays, || format!("{key:?}, pinned by {session}, moved"))?;
+    let resident = step.after.pages.values().filter_map(|(generation, owner)| {
+        matches!(owner, Owner::Resident(_) | Owner::Ghost(_)).then_some(*generation)
+    });
+    let resident: BTreeSet<Generation> = resident.collect();
+    for pin @ (session, handle) in step.before.pins.keys() {
+        let stays = !step.after.pins.contains_key(pin) || resident.contains(&handle.generation);
+        holds(Rule::PinnedStays, stays, || format!("{handle:?}, pinned by {session}, is gone"))?;
     }
     Ok(())
 }
@@ -424,50 +507,88 @@ fn pinned_stays(step: &Step<'_>) -> Checked {
 /// Rule 4: the pins of a session get fewer only by its own request, or by its end: as time passes, or
 /// because its instance let go of it.
 fn only_owners_release(step: &Step<'_>) -> Checked {
-    for ((session, key), count) in &step.before.pins {
-        let after = step.after.pins.get(&(*session, key.clone())).copied().unwrap_or(0);
-        let over = !step.after.pins.keys().any(|(other, _)| other == session);
+    for (pin @ (session, handle), count) in &step.before.pins {
+        let after = step.after.pins.get(pin).copied().unwrap_or(0);
+        let over = !step.after.hosts.contains_key(session);
         let ended = over && (step.actor.is_none() || step.gone.contains(session));
         let own = step.actor == Some(*session) || ended;
         holds(Rule::PinsHaveOwners, after >= *count || own, || {
-            format!("{session} lost pins on {key:?} to {:?}", step.actor)
+            format!("{session} lost pins on {handle:?} to {:?}", step.actor)
         })?;
     }
     Ok(())
 }
 
-/// Rule 7: a page leaves a writer by its own request, or through quarantine, and leaves quarantine
-/// when the time has passed or the writer is known to be gone.
+/// Rule 7: a page leaves a writer by its own request, or through quarantine; it leaves quarantine when
+/// what kept it there is over.
 fn no_late_writer(step: &Step<'_>) -> Checked {
-    for (at, (generation, owner)) in &step.before.pages {
+    for (at, held) in &step.before.pages {
         let after = step.after.pages.get(at);
-        let same = after == Some(&(*generation, owner.clone()));
-        let allowed = match owner {
-            Owner::Resident(_) => true,
-            Owner::Reserved(session) => {
-                let quarantined = after.is_some_and(|(same_generation, owner)| {
-                    same_generation == generation
-                        && matches!(owner, Owner::Quarantined(id, _) if id == session)
-                });
-                same || quarantined || step.actor == Some(*session) || step.gone.contains(session)
-            }
-            Owner::Quarantined(session, until) => {
-                let kept = matches!(after, Some((_, Owner::Quarantined(id, _))) if id == session);
-                kept || *until <= step.now || step.gone.contains(session)
-            }
-        };
+        let allowed = after == Some(held) || may_change(step, held, after);
         holds(Rule::NoLateWriter, allowed, || {
-            format!("page {at:?} went from {owner:?} to {after:?} in a step of {:?}", step.actor)
+            format!("page {at:?} went from {held:?} to {after:?} in a step of {:?}", step.actor)
         })?;
     }
     Ok(())
 }
 
-/// Rule 8: a page that is granted gets a generation no page ever had.
+fn may_change(
+    step: &Step<'_>,
+    (generation, owner): &(Generation, Owner),
+    after: Option<&(Generation, Owner)>,
+) -> bool {
+    let (same, owner_after) = match after {
+        Some((now, owner)) => (now == generation, Some(owner)),
+        None => (false, None),
+    };
+    let gone = |session: &SessionId| step.gone.contains(session);
+    match owner {
+        Owner::Resident(_) => true,
+        Owner::Ghost(_) => matches!(owner_after, Some(Owner::Ghost(_) | Owner::Damaged)),
+        Owner::Damaged => false,
+        Owner::Reserved(session) => {
+            let kept = match owner_after {
+                Some(Owner::Quarantined(id, _)) => same && id == session,
+                Some(Owner::Unclaimed) => true,
+                _ => false,
+            };
+            kept || step.actor == Some(*session) || gone(session)
+        }
+        Owner::Quarantined(session, until) => {
+            let kept = matches!(owner_after, Some(Owner::Quarantined(id, _)) if id == session);
+            kept || until.is_some_and(|until| until <= step.now) || gone(session)
+        }
+        Owner::Unclaimed => match owner_after {
+            Some(Owner::Reserved(session)) => step.actor == Some(*session),
+            _ => !step.after.unclaimed_matter,
+        },
+        Owner::Stained(hosts) => match owner_after {
+            Some(Owner::Reserved(session)) => {
+                step.after.hosts.get(session).is_some_and(|own| hosts.iter().eq([own]))
+            }
+            other => {
+                let left = match other {
+                    Some(Owner::Stained(left)) => left.clone(),
+                    _ => BTreeSet::new(),
+                };
+                let cleaner = step.actor.and_then(|actor| step.before.hosts.get(&actor));
+                let cleaned =
+                    |host: &String| Some(host) == cleaner || step.hosts_gone.contains(host);
+                hosts.difference(&left).all(cleaned)
+            }
+        },
+    }
+}
+
+/// Rule 8: a page that is granted gets a generation no page ever had. One that is claimed after a
+/// restart keeps its own.
 fn generations_grow(step: &Step<'_>) -> Checked {
     for (at, (generation, _)) in &step.after.pages {
-        let before = step.before.pages.get(at).map(|(generation, _)| *generation);
-        let fresh = before == Some(*generation) || generation.0 >= step.before.next_generation;
+        let before = step.before.pages.get(at);
+        let claimed = matches!(before, Some((_, Owner::Unclaimed)));
+        let before = before.map(|(generation, _)| *generation);
+        let fresh =
+            before == Some(*generation) || generation.0 >= step.before.next_generation || claimed;
         holds(Rule::StaleHandlesAreRefused, fresh, || {
             format!("page {at:?} went from {before:?} to {generation:?}")
         })?;

@@ -7,7 +7,8 @@ use indexmap::{IndexMap, IndexSet};
 use maru_protocol::{Answer, Refusal, Secret, SessionId};
 
 use crate::Millis;
-use crate::ids::{EntryId, InstanceId, PageAt, ReservationId};
+use crate::ids::{EntryId, HostId, InstanceId, PageAt, ReservationId};
+use crate::record::{ProcessId, Record};
 
 /// What outlives the sessions of one name: what it has written.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(crate) struct Instance {
     pub(crate) budget_bytes: u64,
     /// Bytes of all pages it reserved, wrote, or may still be writing.
     pub(crate) charged_bytes: u64,
+    /// Its sessions, those that vanished included.
     pub(crate) sessions: u32,
 }
 
@@ -46,8 +48,21 @@ pub(crate) enum Phase {
     Connected,
     /// Its connection is gone since then; it may come back.
     Dropped(Millis),
+    /// It is of before the server's restart, and may come back.
+    Restored,
     /// It is over since then; what it held is being taken back, a bounded part each tick.
     Ended(Millis),
+}
+
+/// What is known of the writer behind a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Writer {
+    /// It may write.
+    MayWrite,
+    /// It is dead and writes no more; what it wrote may still be in its host's caches alone.
+    Dead,
+    /// It said that it writes no more, and has written back all that it wrote.
+    Done,
 }
 
 /// One connected instance: its lease, reservations, pins and owed replies.
@@ -55,12 +70,15 @@ pub(crate) enum Phase {
 pub(crate) struct Session {
     pub(crate) secret: Secret,
     pub(crate) instance: InstanceId,
-    pub(crate) host: String,
+    pub(crate) host: HostId,
+    /// The process behind it, if its death would be seen: then no clock ends its quarantine.
+    pub(crate) process: Option<ProcessId>,
     pub(crate) phase: Phase,
     /// When it was last heard.
     pub(crate) heard: Millis,
-    /// Its writer said that it writes no more, or is known dead: its pages need no quarantine.
-    pub(crate) writer_gone: bool,
+    pub(crate) writer: Writer,
+    /// It was restored, and has not said yet what it holds.
+    pub(crate) claiming: bool,
     pub(crate) pins: IndexMap<EntryId, PinHold, FixedState>,
     /// All its pins together, so that they can be limited.
     pub(crate) pin_count: u64,
@@ -69,6 +87,13 @@ pub(crate) struct Session {
 }
 
 impl Session {
+    /// What outlives the server of it.
+    pub(crate) fn record(&self, session: SessionId) -> Record<'static> {
+        let (secret, process) = (self.secret, self.process);
+        let (instance, host) = (self.instance.number(), self.host.number());
+        Record::Opened { session, secret, instance, host, process }
+    }
+
     /// How many entries it pins and reservations it has.
     pub(crate) fn holdings(&self) -> usize {
         self.pins.len() + self.reservations.len()
@@ -81,7 +106,23 @@ impl Session {
 pub(crate) struct Replies {
     /// All numbers up to here were acknowledged; their replies are forgotten.
     pub(crate) floor: u64,
-    pub(crate) kept: BTreeMap<u64, Result<Answer, Refusal>>,
+    pub(crate) kept: BTreeMap<u64, Kept>,
+}
+
+/// A reply that may be asked for again.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    pub(crate) result: Result<Answer, Refusal>,
+    /// Whether it outlives the server.
+    pub(crate) durable: bool,
+    /// Pins that the request took on each chunk.
+    pub(crate) pins: u32,
+}
+
+impl Kept {
+    pub(crate) fn record(&self, session: SessionId, seq: u64, acked: u64) -> Record<'static> {
+        Record::Replied { session, seq, acked, pins: self.pins, result: self.result.clone() }
+    }
 }
 
 /// What is known of a request's number.
@@ -110,8 +151,8 @@ impl Replies {
 
     /// Whether `seq` is new, and if it is, whether its reply could be kept.
     pub(crate) fn look_up(&self, seq: u64, window: u32) -> Seen<'_> {
-        if let Some(result) = self.kept.get(&seq) {
-            Seen::Answered(result)
+        if let Some(kept) = self.kept.get(&seq) {
+            Seen::Answered(&kept.result)
         } else if seq <= self.floor {
             Seen::Refused(Refusal::AlreadyAcknowledged { seq, floor: self.floor.saturating_add(1) })
         } else if self.kept.len() >= window as usize {
@@ -122,14 +163,48 @@ impl Replies {
     }
 }
 
-/// Pages that a vanished writer could still be writing to (rule 7).
+/// A writer that vanished (rule 7): what it could still write to is kept from others.
 #[derive(Debug)]
-pub(crate) struct Quarantine {
+pub(crate) struct Vanished {
     pub(crate) secret: Secret,
     pub(crate) instance: InstanceId,
-    pub(crate) pages: Vec<PageAt>,
-    /// When they are free in any case; at once when the writer is known to be gone.
+    pub(crate) host: HostId,
+    /// The process behind it, if its death would be seen.
+    pub(crate) process: Option<ProcessId>,
+    pub(crate) writer: Writer,
+    /// When it is taken to write no more, unless its death would be seen.
     pub(crate) until: Millis,
+    /// Pages it could still write to.
+    pub(crate) pages: Vec<PageAt>,
+    /// It is of before the server's restart: it could write to any page that nobody has claimed.
+    pub(crate) unclaimed: bool,
+}
+
+impl Vanished {
+    pub(crate) fn new(session: &Session, until: Millis) -> Self {
+        Self {
+            secret: session.secret,
+            instance: session.instance,
+            host: session.host,
+            process: session.process,
+            writer: session.writer,
+            until,
+            pages: Vec::new(),
+            unclaimed: false,
+        }
+    }
+
+    /// What outlives the server of it, as of any session.
+    pub(crate) fn record(&self, session: SessionId) -> Record<'static> {
+        let (secret, process) = (self.secret, self.process);
+        let (instance, host) = (self.instance.number(), self.host.number());
+        Record::Opened { session, secret, instance, host, process }
+    }
+
+    /// Whether it writes no more, for all that can be known.
+    pub(crate) fn is_over(&self, now: Millis) -> bool {
+        self.writer > Writer::MayWrite || (self.process.is_none() && self.until <= now)
+    }
 }
 
 /// All sessions and what belongs to them.
@@ -140,7 +215,9 @@ pub(crate) struct Sessions {
     pub(crate) instances: slab::Slab<Instance>,
     /// Sessions in [`Phase::Ended`], oldest first.
     pub(crate) ended: VecDeque<SessionId>,
-    pub(crate) quarantines: BTreeMap<SessionId, Quarantine>,
+    pub(crate) vanished: BTreeMap<SessionId, Vanished>,
+    /// Every host that was ever here, by number.
+    pub(crate) hosts: IndexSet<String>,
     last_id: u64,
 }
 
@@ -157,6 +234,14 @@ impl Sessions {
 
     pub(crate) fn instance_mut(&mut self, id: InstanceId) -> &mut Instance {
         &mut self.instances[id.index()]
+    }
+
+    pub(crate) fn host(&self, id: HostId) -> &str {
+        &self.hosts[id.index()]
+    }
+
+    pub(crate) fn host_named(&self, name: &str) -> Option<HostId> {
+        self.hosts.get_index_of(name).map(HostId::new)
     }
 
     pub(crate) fn instance_of(&self, session: SessionId) -> Option<InstanceId> {

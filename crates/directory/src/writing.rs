@@ -2,14 +2,15 @@
 
 use hashbrown::HashSet;
 use maru_protocol::{
-    Answer, CommitItem, CommitOutcome, Handle, Key, Location, Refusal, ReleaseOutcome,
-    ReserveOutcome, SessionId,
+    Answer, Chunk, CommitItem, CommitOutcome, Generation, Handle, Key, Location, Refusal,
+    ReleaseOutcome, ReserveOutcome, SessionId,
 };
 
 use crate::entries::Resident;
-use crate::ids::{EntryId, PageAt, ReservationId};
+use crate::ids::{EntryId, InstanceId, PageAt, QueueId, ReservationId};
 use crate::pages::{PageState, Pages};
-use crate::sessions::Reservation;
+use crate::record::Record;
+use crate::sessions::{Reservation, Session};
 use crate::{Directory, Millis};
 
 impl Directory {
@@ -34,8 +35,7 @@ impl Directory {
         let mut wanted = HashSet::with_capacity_and_hasher(keys.len(), self.entries.hasher());
         let free = keys.iter().zip(&conflicts).filter(|(_, c)| c.is_none());
         wanted.extend(free.map(|(key, _)| key.bytes()));
-        let wanted = wanted.len() as u64;
-        let shortage = self.make_room(now, id, page_bytes, wanted).err();
+        let shortage = self.make_room(now, id, page_bytes, wanted.len() as u64).err();
         let outcomes: Vec<ReserveOutcome> = keys
             .iter()
             .zip(conflicts)
@@ -104,13 +104,37 @@ impl Directory {
         length: u64,
         tag: u64,
     ) -> Option<ReserveOutcome> {
+        let host = self.sessions.live.get(&id)?.host;
+        let page = self.book(now, id, key, tag, |directory, reservation| {
+            let Self { pages, stains, .. } = directory;
+            // Pages that no other host can have go first.
+            match stains.take(host, page_bytes) {
+                Some(at) => {
+                    pages.grant(at, reservation);
+                    Some(at)
+                }
+                None => pages.take(page_bytes, reservation),
+            }
+        })?;
+        Some(ReserveOutcome::Granted(Location::new(self.pages.handle(page), length)))
+    }
+
+    /// Books the page that `take` gives as reserved for a key.
+    pub(crate) fn book(
+        &mut self,
+        now: Millis,
+        id: SessionId,
+        key: Key<'_>,
+        tag: u64,
+        take: impl FnOnce(&mut Self, ReservationId) -> Option<PageAt>,
+    ) -> Option<PageAt> {
         let instance = self.sessions.instance_of(id)?;
         let entry = self.entries.find_or_insert(key);
         let next = self.entries.get(entry).writers;
         let page = PageAt { region: u32::MAX, index: u32::MAX };
         let reservation = Reservation { session: id, entry, page, tag, since: now, next };
         let reservation = self.sessions.add_reservation(reservation);
-        let Some(page) = self.pages.take(page_bytes, reservation) else {
+        let Some(page) = take(self, reservation) else {
             self.sessions.reservations.remove(reservation.index());
             self.entries.remove_if_empty(entry);
             return None;
@@ -118,8 +142,9 @@ impl Directory {
         self.sessions.reservations[reservation.index()].page = page;
         self.entries.get_mut(entry).writers = Some(reservation);
         self.sessions.live.get_mut(&id)?.reservations.insert(reservation);
-        self.sessions.instance_mut(instance).charged_bytes += page_bytes;
-        Some(ReserveOutcome::Granted(Location::new(self.pages.handle(page), length)))
+        let bytes = self.pages.page_bytes(page);
+        self.sessions.instance_mut(instance).charged_bytes += bytes;
+        Some(page)
     }
 
     /// The reservation that `handle` names, if this session holds it.
@@ -177,21 +202,18 @@ impl Directory {
         if item.length == 0 || item.length > self.pages.page_bytes(page) {
             return CommitOutcome::BadLength;
         }
-        // A page is at most a region, a region at most 1 GiB.
-        #[expect(clippy::cast_possible_truncation)]
-        let length = item.length as u32;
         let entry = self.unlink(reservation).entry;
         let winner = self.entries.get(entry).resident;
         if let Some(winner) = winner {
             self.free(page, id);
             self.counters.superseded += 1;
             self.pin(now, id, entry, pins);
-            return CommitOutcome::Superseded(self.location(&winner));
+            return CommitOutcome::Superseded(self.chunk(id, &winner));
         }
-        let resident = self.make_resident(now, id, entry, page, length);
+        let resident = self.make_resident(now, id, entry, page, item);
         self.counters.committed += 1;
         self.pin(now, id, entry, pins);
-        CommitOutcome::Committed(self.location(&resident))
+        CommitOutcome::Committed(self.chunk(id, &resident))
     }
 
     /// From here on readers find the entry (rule 2).
@@ -201,22 +223,41 @@ impl Directory {
         id: SessionId,
         entry: EntryId,
         page: PageAt,
-        length: u32,
+        item: CommitItem,
     ) -> Resident {
-        let writer = self.sessions.live[&id].instance;
-        let owner = (self.sessions.instance(writer).budget_bytes > 0).then_some(writer);
-        let queue = self.pages.queue_for(page, owner);
-        let resident = Resident { page, length, writer, queue, touched: now };
+        let Session { instance: writer, host, .. } = self.sessions.live[&id];
+        // A page is at most a region, a region at most 1 GiB.
+        #[expect(clippy::cast_possible_truncation)]
+        let length = item.length as u32;
+        let queue = self.queue_of(page, writer);
+        let checksum = item.checksum;
+        let resident = Resident { page, length, writer, host, queue, touched: now, checksum };
         self.pages.set(page, PageState::Resident(entry));
         self.pages.queue_mut(page, queue).evictable += 1;
         self.pages.region_mut(page).touched = now;
         self.entries.get_mut(entry).resident = Some(resident);
         self.policy.insert(entry, queue);
+        if let Ok(key) = Key::new(&self.entries.get(entry).key) {
+            let record = stored(&resident, item.handle.generation, key);
+            self.pages.journal.write(&record);
+        }
         resident
+    }
+
+    /// The queue that a page of this writer is weighed in.
+    pub(crate) fn queue_of(&mut self, page: PageAt, writer: InstanceId) -> QueueId {
+        let owner = (self.sessions.instance(writer).budget_bytes > 0).then_some(writer);
+        self.pages.queue_for(page, owner)
     }
 
     pub(crate) fn location(&self, resident: &Resident) -> Location {
         Location::new(self.pages.handle(resident.page), resident.length.into())
+    }
+
+    /// A resident chunk, as the session has to know it.
+    pub(crate) fn chunk(&self, id: SessionId, resident: &Resident) -> Chunk {
+        let foreign = self.sessions.live.get(&id).is_none_or(|reader| reader.host != resident.host);
+        Chunk { location: self.location(resident), checksum: resident.checksum, foreign }
     }
 
     /// Frees a page that `id`'s instance reserved or wrote.
@@ -238,4 +279,11 @@ impl Directory {
         self.counters.aborted += 1;
         ReleaseOutcome::Released
     }
+}
+
+/// The record of a resident chunk.
+pub(crate) fn stored<'a>(resident: &Resident, generation: Generation, key: Key<'a>) -> Record<'a> {
+    let Resident { page, length, checksum, .. } = *resident;
+    let (instance, host) = (resident.writer.number(), resident.host.number());
+    Record::Stored { page, generation, length, checksum, instance, host, key }
 }

@@ -12,7 +12,7 @@ use crate::device::{Access, lock, open_locked, options, read_header};
 use crate::error::DeviceError;
 use crate::header::{Header, HeaderError};
 use crate::host::{DeviceKind, Host, Place};
-use crate::range::{read_first, write_first};
+use crate::range::read_first;
 use crate::{DATA_START, Device, DeviceSpec};
 
 /// The smallest device, in bytes: its header area and one page of the smallest size.
@@ -96,14 +96,17 @@ fn fill(file: File, path: &Path, place: &Place, bytes: u64) -> Result<Device, De
         uuid: Uuid::new_v4(),
         device_bytes: bytes,
         created_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        epoch: 0,
+        in_service: false,
     };
-    let write = DeviceError::io("write the header of", path);
-    write_first(&file, place.alignment, &header.encode()).map_err(write)?;
+    let mut device = Device::new(file, path, place, header);
+    device.write_header(header)?;
     if place.kind == DeviceKind::File {
         // The only kind that outlives a power failure; the others have no cache to write back.
-        file.sync_all().map_err(DeviceError::io("write back the header of", path))?;
+        let failed = DeviceError::io("write back the header of", path);
+        device.file().sync_all().map_err(failed)?;
     }
-    Ok(Device::new(file, path, place, header))
+    Ok(device)
 }
 
 /// The size that `spec` asks for, or that is there, if such a device can be.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::error::DeviceError;
 use crate::header::{DATA_START, HEADER_LEN, Header, HeaderError};
 use crate::host::{DeviceKind, Host, Place};
-use crate::range::read_first;
+use crate::range::{read_first, write_first};
 
 /// One device of a pool: open, and known to be the right one.
 #[derive(Debug)]
@@ -44,6 +44,8 @@ pub struct Identity {
     pub format_version: u32,
     /// When it was made, in milliseconds since 1970-01-01 UTC.
     pub created_unix_ms: u64,
+    /// The last epoch that it was served in; 0 before the first.
+    pub epoch: u32,
     /// Whether a server holds it now.
     pub in_use: bool,
 }
@@ -79,6 +81,36 @@ impl Device {
     pub(crate) fn new(file: File, path: &Path, place: &Place, header: Header) -> Self {
         let (path, kind, alignment) = (path.to_owned(), place.kind, place.alignment);
         Self { file, path, kind, alignment, header }
+    }
+
+    /// The last epoch that it was served in; 0 before the first.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.header.epoch
+    }
+
+    /// Whether the server that had it last did not let go of it in good order: somebody may still
+    /// write to any of its pages.
+    #[must_use]
+    pub fn was_in_service(&self) -> bool {
+        self.header.in_service
+    }
+
+    /// Says in its header that it is served in this epoch from now on.
+    pub fn begin_epoch(&mut self, epoch: u32) -> Result<(), DeviceError> {
+        self.write_header(Header { epoch, in_service: true, ..self.header })
+    }
+
+    /// Says in its header that its server lets go of it, and that nobody writes to it.
+    pub fn end_service(&mut self) -> Result<(), DeviceError> {
+        self.write_header(Header { in_service: false, ..self.header })
+    }
+
+    pub(crate) fn write_header(&mut self, header: Header) -> Result<(), DeviceError> {
+        let failed = DeviceError::io("write the header of", &self.path);
+        write_first(&self.file, self.alignment, &header.encode()).map_err(failed)?;
+        self.header = header;
+        Ok(())
     }
 
     /// Where it was opened.
@@ -168,6 +200,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Identity, DeviceError> {
         alignment: place.alignment,
         format_version: crate::FORMAT_VERSION,
         created_unix_ms: header.created_unix_ms,
+        epoch: header.epoch,
         in_use,
     })
 }

@@ -7,13 +7,13 @@
 //! ```text
 //! offset  bytes  what
 //!      0      8  magic, "MARUPOOL"
-//!      8      4  format version, 1
-//!     12      4  length of this header in bytes, checksum included, 64
+//!      8      4  format version, 2
+//!     12      4  the last epoch that it was served in; 0 before the first
 //!     16     16  UUID of the device, in the byte order of RFC 9562
 //!     32      8  size of the device in bytes, this header included
 //!     40      8  offset at which pages start, 2097152
 //!     48      8  creation time, milliseconds since 1970-01-01 UTC
-//!     56      4  reserved, zero
+//!     56      4  1 from when a server takes it until it lets go with nobody writing; else 0
 //!     60      4  CRC-32 (the one of zlib) of bytes 0 to 59
 //! ```
 //!
@@ -29,7 +29,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const DATA_START: u64 = 2 << 20;
 
 /// The version of the header format that this program writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 pub(crate) const HEADER_LEN: usize = size_of::<Layout>();
 
@@ -40,12 +40,12 @@ const MAGIC: [u8; 8] = *b"MARUPOOL";
 struct Layout {
     magic: [u8; 8],
     version: U32,
-    len: U32,
+    epoch: U32,
     uuid: [u8; 16],
     device_bytes: U64,
     data_start: U64,
     created_unix_ms: U64,
-    reserved: U32,
+    in_service: U32,
     checksum: U32,
 }
 
@@ -57,6 +57,8 @@ pub(crate) struct Header {
     pub(crate) uuid: Uuid,
     pub(crate) device_bytes: u64,
     pub(crate) created_unix_ms: u64,
+    pub(crate) epoch: u32,
+    pub(crate) in_service: bool,
 }
 
 /// Why the first bytes of a device are not the header of a pool that this program can use.
@@ -104,12 +106,12 @@ impl Header {
         let mut layout = Layout {
             magic: MAGIC,
             version: FORMAT_VERSION.into(),
-            len: 64.into(),
+            epoch: self.epoch.into(),
             uuid: self.uuid.into_bytes(),
             device_bytes: self.device_bytes.into(),
             data_start: DATA_START.into(),
             created_unix_ms: self.created_unix_ms.into(),
-            reserved: 0.into(),
+            in_service: u32::from(self.in_service).into(),
             checksum: 0.into(),
         };
         layout.checksum = layout.computed_checksum().into();
@@ -129,7 +131,7 @@ impl Header {
         }
         let checks = [
             (layout.checksum == layout.computed_checksum(), "its checksum does not match"),
-            (layout.len == 64, "its length is not 64"),
+            (layout.in_service.get() <= 1, "it says neither that it is served nor that it is not"),
             (layout.data_start == DATA_START, "its pages do not start at 2 MiB"),
             (layout.device_bytes > DATA_START, "its size leaves no room for pages"),
         ];
@@ -140,6 +142,8 @@ impl Header {
             uuid: Uuid::from_bytes(layout.uuid),
             device_bytes: layout.device_bytes.get(),
             created_unix_ms: layout.created_unix_ms.get(),
+            epoch: layout.epoch.get(),
+            in_service: layout.in_service.get() == 1,
         })
     }
 }
@@ -158,7 +162,13 @@ mod tests {
     use super::*;
 
     fn example() -> Header {
-        Header { uuid: Uuid::from_u128(0x1234_5678), device_bytes: 8 << 20, created_unix_ms: 99 }
+        Header {
+            uuid: Uuid::from_u128(0x1234_5678),
+            device_bytes: 8 << 20,
+            created_unix_ms: 99,
+            epoch: 7,
+            in_service: true,
+        }
     }
 
     /// The example with one field changed and the checksum put right.
@@ -173,11 +183,11 @@ mod tests {
     fn bytes_are_where_the_table_says() {
         let bytes = example().encode();
         assert_eq!(&bytes[0..8], b"MARUPOOL");
-        assert_eq!(bytes[8..16], [1, 0, 0, 0, 64, 0, 0, 0]);
+        assert_eq!(bytes[8..16], [2, 0, 0, 0, 7, 0, 0, 0]);
         assert_eq!(bytes[16..32], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34, 0x56, 0x78]);
         assert_eq!(bytes[32..40], [0, 0, 0x80, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[40..48], [0, 0, 0x20, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[48..60], [99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[48..60], [99, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(bytes[60..64], crc32fast::hash(&bytes[..60]).to_le_bytes());
         assert_eq!(Header::decode(&bytes), Ok(example()));
     }
@@ -187,11 +197,11 @@ mod tests {
         let decode = |bytes: [u8; HEADER_LEN]| Header::decode(&bytes).unwrap_err();
         assert_eq!(decode([0; HEADER_LEN]), HeaderError::NotAPool);
         assert_eq!(
-            decode(forged(|layout| layout.version = 2.into())),
-            HeaderError::WrongVersion { found: 2, supported: 1 }
+            decode(forged(|layout| layout.version = 1.into())),
+            HeaderError::WrongVersion { found: 1, supported: 2 }
         );
         for bytes in [
-            forged(|layout| layout.len = 128.into()),
+            forged(|layout| layout.in_service = 2.into()),
             forged(|layout| layout.data_start = 4096.into()),
             forged(|layout| layout.device_bytes = DATA_START.into()),
         ] {
@@ -214,8 +224,15 @@ mod tests {
         }
 
         #[test]
-        fn headers_read_back(uuid: u128, device_bytes in DATA_START + 1.., created_unix_ms: u64) {
-            let header = Header { uuid: Uuid::from_u128(uuid), device_bytes, created_unix_ms };
+        fn headers_read_back(
+            uuid: u128,
+            device_bytes in DATA_START + 1..,
+            created_unix_ms: u64,
+            epoch: u32,
+            in_service: bool,
+        ) {
+            let uuid = Uuid::from_u128(uuid);
+            let header = Header { uuid, device_bytes, created_unix_ms, epoch, in_service };
             prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
         }
     }

@@ -22,10 +22,11 @@ pub use frame::{
     FRAME_BYTES_MAX, Frame, FrameError, FrameKind, HEADER_LEN, Header, VERSION, decode, encode,
 };
 pub use key::{KEY_LEN_MAX, Key, KeyError};
-pub use location::{Generation, Handle, Location, PAGE_ALIGN, RegionId};
+pub use location::{Checksum, Chunk, Generation, Handle, Location, PAGE_ALIGN, RegionId};
 pub use message::{
-    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Device, Hello, Limits, Presence,
-    ReleaseOutcome, Reply, Request, ReserveOutcome, Resume, Secret, SessionId, Topology, Welcome,
+    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Device, Hello, Limits, PinClaim,
+    Presence, ReleaseOutcome, Reply, Request, ReservationClaim, ReserveOutcome, Resume, Secret,
+    SessionId, Standing, Topology, Visibility, Welcome,
 };
 pub use refusal::Refusal;
 pub use report::{

@@ -1,6 +1,7 @@
 //! Where a chunk lies.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -60,5 +61,32 @@ impl Location {
     #[must_use]
     pub const fn generation(&self) -> Generation {
         self.handle.generation
+    }
+}
+
+/// A resident chunk, with what a reader must know before it loads the first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Where it lies.
+    pub location: Location,
+    /// Its checksum, if its writer made one.
+    pub checksum: Option<Checksum>,
+    /// It was written on another host than the reader's: where hosts are not coherent, the reader
+    /// invalidates its lines first.
+    pub foreign: bool,
+}
+
+/// A checksum of a chunk's bytes. Which function makes it is for writers and readers to agree on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Checksum(NonZeroU64);
+
+impl Checksum {
+    /// The checksum whose function gave `hash`; 0 counts as 1, so that an absent one takes no room.
+    #[must_use]
+    pub const fn new(hash: u64) -> Self {
+        match NonZeroU64::new(hash) {
+            Some(hash) => Self(hash),
+            None => Self(NonZeroU64::MIN),
+        }
     }
 }

@@ -5,9 +5,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{EntryPage, Handle, HolderPage, Key, Location, Refusal, RegionInfo, Stats};
+use crate::{
+    Checksum, Chunk, EntryPage, Handle, HolderPage, Key, Location, Refusal, RegionInfo, Stats,
+};
 
-/// Names one session of one life of the server.
+/// Names one session; no two of a pool ever have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SessionId(pub u64);
 
@@ -58,14 +60,28 @@ pub struct Welcome {
     pub session: SessionId,
     /// What resumes it.
     pub secret: Secret,
-    /// Whether it is the session that was asked for. If not, that one is gone, with all it held.
-    pub resumed: bool,
+    /// Which session it is.
+    pub standing: Standing,
     /// The life of the directory.
     pub epoch: u64,
     /// What the server takes.
     pub limits: Limits,
+    /// Writers say a checksum of what they commit.
+    pub checksums: bool,
     /// The pool's memory.
     pub topology: Topology,
+}
+
+/// What a welcome gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// A new session. One that was asked for is gone, with all it held.
+    New,
+    /// The session that was asked for, with all it holds.
+    Resumed,
+    /// The session that was asked for; but the server was restarted since, and does not know what it
+    /// holds. Before anything else it wants to be told: [`Body::Claim`].
+    Restored,
 }
 
 /// What the server takes, and how long it waits.
@@ -88,8 +104,22 @@ pub struct Limits {
 pub struct Topology {
     /// The address range to reserve, in bytes; beyond the devices there is room for later ones.
     pub address_space_bytes: u64,
+    /// How what one host writes reaches another.
+    pub visibility: Visibility,
     /// The devices, by offset.
     pub devices: Vec<Device>,
+}
+
+/// How what one host writes to the pool's memory reaches another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Visibility {
+    /// By itself: all instances are on one host, or the fabric keeps the caches coherent.
+    #[default]
+    Coherent,
+    /// By cache lines: a writer writes its lines back before it commits, a reader on another host
+    /// invalidates them before its first load. So it is with CXL 2.0 memory that hosts share.
+    CacheLine,
 }
 
 /// One device of the pool.
@@ -123,7 +153,7 @@ pub struct Request<'a> {
 /// What is asked. The order of the variants is their code on the wire: append, never insert.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body<'a> {
-    /// Nothing but to be heard. Answer: [`Answer::Done`].
+    /// Nothing but to be heard. Answer: [`Answer::Renewed`].
     Renew,
     /// Pages to write new chunks into. Answer: [`Answer::Reserved`].
     Reserve {
@@ -217,6 +247,40 @@ pub enum Body<'a> {
     /// The end of the session; what it reserved, it writes to no more. Answer: [`Answer::Done`]; to
     /// one that comes twice, [`Refusal::SessionEnded`].
     Goodbye,
+    /// What a restored session holds, as it knows from the answers that it has. What it has asked to
+    /// give back and has no answer to, it does not claim. Several may follow each other; nothing
+    /// else is answered before the last. Answer: [`Answer::Done`]; if the server cannot have granted
+    /// that, [`Refusal::Claim`], and the session ends.
+    Claim {
+        /// Its pins.
+        pins: Vec<PinClaim>,
+        /// Its reservations.
+        #[serde(borrow)]
+        reservations: Vec<ReservationClaim<'a>>,
+        /// Numbers of the commits that it has no answer to and will send again: what those pinned, if
+        /// they were applied, is claimed with this.
+        commits: Vec<u64>,
+        /// That was all.
+        last: bool,
+    },
+    /// What lies there is not what was committed, or cannot be read: the server is to look for
+    /// itself. Answer: [`Answer::Done`].
+    Suspect {
+        /// The pages.
+        handles: Vec<Handle>,
+    },
+    /// This host has written back what its caches held of these pages, which [`Answer::Renewed`]
+    /// asked for. Answer: [`Answer::Done`].
+    Cleaned {
+        /// The pages.
+        handles: Vec<Handle>,
+    },
+    /// A host is powered off or was started anew: its caches hold nothing any more. Answer:
+    /// [`Answer::Done`], or [`Refusal::HostInUse`].
+    HostGone {
+        /// The host, as its instances said in their hello.
+        host: &'a str,
+    },
 }
 
 impl Body<'_> {
@@ -232,14 +296,26 @@ impl Body<'_> {
             | Self::Delete { .. }
             | Self::Touch { .. }
             | Self::LetGo { .. }
-            | Self::Goodbye => true,
-            Self::Renew
+            | Self::Goodbye
+            | Self::Cleaned { .. }
+            | Self::HostGone { .. } => true,
+            // A claim sets what is held, and so may come twice; to suspect only asks for a look.
+            Self::Claim { .. }
+            | Self::Suspect { .. }
+            | Self::Renew
             | Self::Contains { .. }
             | Self::Stats
             | Self::List { .. }
             | Self::Holders { .. }
             | Self::Regions => false,
         }
+    }
+
+    /// Whether what it does outlives the server: then so does its reply, and it is refused where
+    /// nothing can be stored.
+    #[must_use]
+    pub const fn is_durable(&self) -> bool {
+        matches!(self, Self::Commit { .. } | Self::Delete { .. })
     }
 
     /// The request's name, as logs and metrics show it.
@@ -261,6 +337,10 @@ impl Body<'_> {
             Self::Regions => "regions",
             Self::LetGo { .. } => "let_go",
             Self::Goodbye => "goodbye",
+            Self::Claim { .. } => "claim",
+            Self::Suspect { .. } => "suspect",
+            Self::Cleaned { .. } => "cleaned",
+            Self::HostGone { .. } => "host_gone",
         }
     }
 }
@@ -272,6 +352,32 @@ pub struct CommitItem {
     pub handle: Handle,
     /// How many bytes were written, from the page's start.
     pub length: u64,
+    /// Their checksum, if the pool has checksums.
+    pub checksum: Option<Checksum>,
+}
+
+/// Pins that a restored session holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinClaim {
+    /// The pinned page.
+    pub handle: Handle,
+    /// How many pins on it.
+    pub count: u32,
+}
+
+/// A reservation that a restored session holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationClaim<'a> {
+    /// The page.
+    pub handle: Handle,
+    /// The chunk it is for.
+    #[serde(borrow)]
+    pub key: Key<'a>,
+    /// The writer's tag.
+    pub tag: u64,
+    /// The number of the commit that it has asked for and has no answer to. If that was applied,
+    /// there is nothing to claim.
+    pub committing: Option<u64>,
 }
 
 /// The answer to the request with the same number.
@@ -296,7 +402,7 @@ pub enum Answer {
     Contained(Vec<Presence>),
     /// To [`Body::Acquire`]: where the chunk lies, or `None` for a miss. With `stop_at_miss` the
     /// list ends before the first miss.
-    Acquired(Vec<Option<Location>>),
+    Acquired(Vec<Option<Chunk>>),
     /// To [`Body::Release`] and [`Body::Abort`].
     Released(Vec<ReleaseOutcome>),
     /// To [`Body::Delete`].
@@ -309,6 +415,9 @@ pub enum Answer {
     Holders(HolderPage),
     /// To [`Body::Regions`].
     Regions(Vec<RegionInfo>),
+    /// To [`Body::Renew`]: pages, vacant now, that the caches of this host may hold unwritten lines
+    /// of. Whoever can, writes those back and says so ([`Body::Cleaned`]).
+    Renewed(Vec<Location>),
 }
 
 /// What came of reserving one key. Memory is granted to all keys that need it, or to none.
@@ -332,9 +441,9 @@ pub enum ReserveOutcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommitOutcome {
     /// The chunk is resident, here.
-    Committed(Location),
+    Committed(Chunk),
     /// Somebody else was first; our page was given back and the chunk is resident there.
-    Superseded(Location),
+    Superseded(Chunk),
     /// This session has no such reservation: a stale handle, or one never granted (rule 8).
     NotReserved,
     /// The length is not 1 up to the page's; the reservation stays.

@@ -90,4 +90,28 @@ pub enum Refusal {
         /// What a session may hold.
         max: u64,
     },
+    /// The session was restored after a restart of the server and has not said what it holds.
+    #[error("the server was restarted: claim what the session holds before anything else")]
+    ClaimFirst,
+    /// What a session claims to hold cannot be: it ends.
+    #[error("what the session claims to hold cannot be ({reason}); connect again")]
+    Claim {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What the request does could not be made to last.
+    #[error(
+        "the server's store is full, so nothing can be written for now (reading goes on): make room \
+         on its file system; it goes on by itself"
+    )]
+    StoreFull,
+    /// Instances of more hosts were here than can be told apart.
+    #[error("instances of {limit} hosts have been here; restart the server to forget old ones")]
+    TooManyHosts {
+        /// The limit.
+        limit: u32,
+    },
+    /// A host that was said to be gone is not.
+    #[error("instances on that host are connected, so it cannot be gone")]
+    HostInUse,
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Location, RegionId, SessionId};
+use crate::{Checksum, Location, RegionId, SessionId};
 
 /// Numbers of the whole pool.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,12 +31,26 @@ pub struct Stats {
     pub pages_reserved: u64,
     /// Pages now resident.
     pub pages_resident: u64,
-    /// Pages now quarantined.
+    /// Pages now quarantined, those of the next three counts included.
     pub pages_quarantined: u64,
+    /// Pages that a session of before the server's restart may hold, and nobody has claimed.
+    pub pages_unclaimed: u64,
+    /// Vacant pages that a host's caches may hold unwritten lines of.
+    pub pages_stained: u64,
+    /// Pages whose memory was found to be bad; they are not used any more.
+    pub pages_damaged: u64,
     /// Pins held by all sessions.
     pub pins: u64,
     /// Entries that at least one session pins.
     pub entries_pinned: u64,
+    /// Sessions of before the server's restart that have not said yet what they hold. While there are
+    /// any, nothing is evicted or deleted.
+    pub sessions_awaited: u64,
+    /// Nothing can be stored: writes are refused.
+    pub store_full: bool,
+    /// For how long yet no page is granted, in milliseconds: the pool's store is gone, and whoever
+    /// wrote to it before may still do so.
+    pub withheld_ms: u64,
     /// The sessions.
     pub sessions: Vec<SessionInfo>,
     /// What happened so far.
@@ -104,8 +118,14 @@ pub struct Counters {
     pub evicted_for_budget: u64,
     /// Entries deleted on request.
     pub deleted: u64,
+    /// Entries found again when the server started.
+    pub recovered: u64,
+    /// Entries withdrawn because their bytes were not what was committed, or could not be read.
+    pub damaged: u64,
     /// Sessions opened.
     pub sessions_opened: u64,
+    /// Sessions of before the server's restart that came back.
+    pub sessions_restored: u64,
     /// Sessions that ended with a goodbye.
     pub sessions_closed: u64,
     /// Sessions that ended because their connection was gone too long or their process died.
@@ -176,6 +196,10 @@ pub struct EntryInfo {
     pub page_bytes: u64,
     /// The instance that wrote it.
     pub writer: String,
+    /// The host that it was written on.
+    pub host: String,
+    /// Its checksum, if its writer made one.
+    pub checksum: Option<Checksum>,
     /// Pins on it.
     pub pins: u32,
     /// How long ago it was used, in milliseconds.

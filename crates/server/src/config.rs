@@ -2,17 +2,22 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use maru_directory::{Config, ConfigError};
 use maru_memory::{DeviceError, DeviceSpec, MappingError, PopulateError};
+use maru_protocol::Visibility;
+
+use crate::service::{Mismatch, OpenError};
+use crate::store::{Durability, Progress, StoreError};
 
 /// The pool's memory.
 #[derive(Debug, Clone)]
 pub enum PoolConfig {
     /// Devices that stay when the server stops. A file that does not exist is made.
     Devices(Vec<DeviceSpec>),
-    /// A file of the server's own, made at the start and removed at the stop.
+    /// A file of the server's own, removed with its store when the server stops. What a killed server
+    /// left there is taken over, if it is of this size.
     Temporary(DeviceSpec),
 }
 
@@ -29,8 +34,43 @@ pub struct ServerConfig {
     pub region_bytes: Option<u64>,
     /// Bring the memory in, in the background, so that nobody waits for it later.
     pub populate: bool,
-    /// Times, limits and thresholds. Epoch and seed are drawn by the server.
+    /// How much a crash may take.
+    pub durability: Durability,
+    /// Where what outlives the server is kept; `None` for beside the pool's first device, or where
+    /// that is a DAX device, in the state folder of the user.
+    pub store: Option<PathBuf>,
+    /// Writers say checksums of what they commit, and readers check them.
+    pub checksums: bool,
+    /// How many bytes a second of the pool are read in the background and held against their
+    /// checksums; 0 for none.
+    pub scrub_bytes_per_second: u64,
+    /// Is told how far reading the store has come.
+    pub progress: fn(Progress),
+    /// How what one host writes reaches another.
+    pub visibility: Visibility,
+    /// Times, limits and thresholds. Epoch, seed and visibility are set by the server.
     pub directory: Config,
+}
+
+impl ServerConfig {
+    /// A server of this pool with nothing to listen on yet.
+    #[must_use]
+    pub fn new(pool: PoolConfig) -> Self {
+        Self {
+            pool,
+            socket: None,
+            listen: None,
+            region_bytes: None,
+            populate: false,
+            durability: Durability::Process,
+            store: None,
+            checksums: false,
+            scrub_bytes_per_second: 0,
+            progress: |_| {},
+            visibility: Visibility::Coherent,
+            directory: Config::default(),
+        }
+    }
 }
 
 /// Why a server does not start. Nothing is left behind.
@@ -65,6 +105,36 @@ pub enum StartError {
     /// A setting is impossible.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The store cannot be read or written.
+    #[error("{source} (the store is {})", store.display())]
+    Store {
+        /// Where it lies.
+        store: PathBuf,
+        /// Why not.
+        source: StoreError,
+    },
+    /// The store does not match the pool.
+    #[error(
+        "{mismatch}: look at what `maru pool fsck --store {}` says of it, with the same devices, and \
+         have it done with --repair", store.display()
+    )]
+    Mismatch {
+        /// Where it lies.
+        store: PathBuf,
+        /// How.
+        mismatch: Mismatch,
+    },
+    /// The store is corrupt.
+    #[error(
+        "{flaw}: look at what `maru pool fsck --store {}` says of it, with the same devices, and have \
+         it done with --repair", store.display()
+    )]
+    Corrupt {
+        /// Where it lies.
+        store: PathBuf,
+        /// What is wrong.
+        flaw: StoreError,
+    },
     /// There would be no way in.
     #[error("a server needs a socket or an address to listen on; see --socket and --listen")]
     NoListener,
@@ -102,6 +172,17 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// What a store's error means for the start.
+    pub(crate) fn open(store: &Path) -> impl FnOnce(OpenError) -> Self {
+        let store = store.to_owned();
+        move |error| match error {
+            OpenError::Config(error) => Self::Config(error),
+            OpenError::Mismatch(mismatch) => Self::Mismatch { store, mismatch },
+            OpenError::Store(source @ StoreError::Io { .. }) => Self::Store { store, source },
+            OpenError::Store(flaw) => Self::Corrupt { store, flaw },
+        }
+    }
+
     /// An [`io::Error`] with what was tried.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();

@@ -15,17 +15,6 @@ const READ_BYTES: usize = 64 << 10;
 /// the largest replies that are of use.
 const UNSENT_MAX: usize = 16 << 20;
 
-/// What came of serving a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
-    /// It waits for the peer.
-    Waiting,
-    /// There is more to do at once.
-    More,
-    /// It is over.
-    Closed,
-}
-
 /// What the socket may have for us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Input {
@@ -68,6 +57,8 @@ pub(crate) struct Connection {
     pub(crate) input: Input,
     /// It is queued to be served.
     pub(crate) queued: bool,
+    /// The peer has hung up.
+    pub(crate) ended: bool,
     /// It is closed as soon as what is unsent is sent.
     closing: bool,
     /// Bytes `consumed..filled` are received and not yet done with; the rest is room.
@@ -85,6 +76,7 @@ impl Connection {
             opened: Instant::now(),
             input: Input::Bytes,
             queued: false,
+            ended: false,
             closing: false,
             buffer: vec![0; READ_BYTES],
             consumed: 0,
@@ -173,8 +165,8 @@ impl Connection {
         self.closing = true;
     }
 
-    /// Sends what is queued, as far as the socket takes it.
-    pub(crate) fn flush(&mut self) -> io::Result<Progress> {
+    /// Sends what is queued, as far as the socket takes it. Says whether the connection goes on.
+    pub(crate) fn flush(&mut self) -> io::Result<bool> {
         let mut sent = 0;
         while sent < self.unsent.len() {
             match self.stream.write(&self.unsent[sent..]) {
@@ -189,6 +181,6 @@ impl Connection {
         if self.unsent.is_empty() {
             self.unsent.shrink_to(READ_BYTES);
         }
-        Ok(if self.closing { Progress::Closed } else { Progress::Waiting })
+        Ok(!self.closing && !self.ended)
     }
 }

@@ -12,6 +12,8 @@ mod listener;
 mod pool;
 mod process;
 mod server;
+pub mod service;
+pub mod store;
 
 pub use config::{PoolConfig, ServerConfig, StartError};
 pub use embedded::Embedded;

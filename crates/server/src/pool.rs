@@ -1,14 +1,15 @@
 //! The pool's memory, as the server sees it: devices opened, laid back to back, mapped.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use maru_directory::{DeviceSpan, Geometry};
 use maru_memory::{
-    Device, DeviceSpec, IfExists, PoolMapping, Populate, View, check_backing, inspect,
+    Device, DeviceKind, DeviceSpec, IfExists, PoolMapping, Populate, View, check_backing, inspect,
 };
-use maru_protocol::Topology;
+use maru_protocol::{Topology, Visibility};
+use uuid::Uuid;
 
 use crate::{PoolConfig, StartError};
 
@@ -26,32 +27,39 @@ pub(crate) struct Pool {
     pub(crate) geometry: Geometry,
     /// Held so that the devices stay locked.
     devices: Vec<Device>,
+    mapping: Option<Arc<PoolMapping>>,
     /// Stops at drop.
     populates: Vec<Populate>,
-    /// Removed at drop.
+    /// Removed at drop: the pool's file.
     temporary: Option<PathBuf>,
 }
 
-impl Pool {
-    pub(crate) fn open(
-        config: &PoolConfig,
-        region_bytes: Option<u64>,
-        populate: bool,
-    ) -> Result<Self, StartError> {
+/// The devices of a pool, open and locked, and not laid out yet.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    devices: Vec<Device>,
+    temporary: Option<PathBuf>,
+    /// A killed server left it, so it may be another's than this server's to go on with.
+    pub(crate) left_behind: bool,
+}
+
+impl Devices {
+    pub(crate) fn open(config: &PoolConfig) -> Result<Self, StartError> {
         let mut made = Made::default();
-        let (devices, temporary) = match config {
+        let (devices, temporary, left_behind) = match config {
             PoolConfig::Devices(specs) => {
                 let open = |spec| open_device(spec, &mut made);
-                (specs.iter().map(open).collect::<Result<Vec<_>, _>>()?, None)
+                (specs.iter().map(open).collect::<Result<Vec<_>, _>>()?, None, false)
             }
             PoolConfig::Temporary(spec) => {
-                // A pool that a killed server left behind is of no use: its directory died with it.
-                // Anything else is somebody's.
-                let left_behind = inspect(&spec.path).is_ok();
-                let if_exists = if left_behind { IfExists::Overwrite } else { IfExists::Refuse };
-                let device = Device::create(spec, if_exists)?;
-                made.0.push(spec.path.clone());
-                (vec![device], Some(spec.path.clone()))
+                let found = Device::open_owner(&spec.path);
+                let found = found.ok().filter(|found| spec.bytes == Some(found.bytes()));
+                let left_behind = found.is_some();
+                let device = match found {
+                    Some(found) => found,
+                    None => create_temporary(spec, &mut made)?,
+                };
+                (vec![device], Some(spec.path.clone()), left_behind)
             }
         };
         check_backing(&devices)?;
@@ -59,39 +67,128 @@ impl Pool {
         if devices.is_empty() {
             return Err(StartError::NoDevice);
         }
-        let total: u64 = devices.iter().map(Device::bytes).sum();
+        Ok(Self { devices, temporary, left_behind })
+    }
+
+    /// A temporary pool that is made anew: what a killed server left is of no use.
+    pub(crate) fn anew(spec: &DeviceSpec) -> Result<Self, StartError> {
+        let device = create_temporary(spec, &mut Made::default())?;
+        let temporary = Some(spec.path.clone());
+        Ok(Self { devices: vec![device], temporary, left_behind: false })
+    }
+
+    /// Where the store of this pool is kept if nobody says otherwise: beside the first device, or where
+    /// that is no file, in the state folder of the user.
+    pub(crate) fn default_store(&self) -> PathBuf {
+        let Some(first) = self.devices.first() else { return PathBuf::new() };
+        store_of(first.path(), first.kind(), first.uuid())
+    }
+
+    /// The last epoch that they were served in; 0 before the first.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.devices.iter().map(|device| u64::from(device.epoch())).max().unwrap_or(0)
+    }
+
+    /// Whether somebody may still write to them who was told so by an earlier server.
+    pub(crate) fn may_be_written(&self) -> bool {
+        self.devices.iter().any(Device::was_in_service)
+    }
+
+    /// Lays them out.
+    pub(crate) fn into_pool(self, region_bytes: Option<u64>, visibility: Visibility) -> Pool {
+        let total: u64 = self.devices.iter().map(Device::bytes).sum();
         let region_bytes = region_bytes.unwrap_or_else(|| region_bytes_for(total));
-        let mut pool = Self {
-            topology: lay_out(&devices, region_bytes),
-            geometry: Geometry { devices: Vec::new(), region_bytes },
-            devices,
+        let topology = lay_out(&self.devices, region_bytes, visibility);
+        let placed = topology.devices.iter().zip(&self.devices);
+        let spans = placed.map(|(placed, device)| DeviceSpan {
+            offset: placed.offset,
+            bytes: placed.bytes,
+            reserved: device.data_start(),
+        });
+        Pool {
+            geometry: Geometry { devices: spans.collect(), region_bytes },
+            topology,
+            devices: self.devices,
+            mapping: None,
             populates: Vec::new(),
-            temporary,
-        };
-        pool.geometry.devices = pool
-            .topology
-            .devices
-            .iter()
-            .zip(&pool.devices)
-            .map(|(placed, device)| DeviceSpan {
-                offset: placed.offset,
-                bytes: placed.bytes,
-                reserved: device.data_start(),
-            })
-            .collect();
-        if populate {
-            pool.populate()?;
+            temporary: self.temporary,
         }
-        Ok(pool)
+    }
+}
+
+/// Where the store of a pool is kept whose first device is this one.
+pub(crate) fn store_of(path: &Path, kind: DeviceKind, uuid: Uuid) -> PathBuf {
+    if kind != DeviceKind::DevDax {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".store");
+        return beside.into();
+    }
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let state = match (variable("XDG_STATE_HOME"), variable("HOME")) {
+        _ if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib"),
+        (Some(state), _) => state.into(),
+        (None, Some(home)) => PathBuf::from(home).join(".local/state"),
+        (None, None) => std::env::temp_dir(),
+    };
+    state.join("maru").join(uuid.to_string())
+}
+
+fn create_temporary(spec: &DeviceSpec, made: &mut Made) -> Result<Device, StartError> {
+    // A pool that a killed server left behind may be replaced. Anything else is somebody's.
+    let pool = inspect(&spec.path).is_ok();
+    let if_exists = if pool { IfExists::Overwrite } else { IfExists::Refuse };
+    let device = Device::create(spec, if_exists)?;
+    made.0.push(spec.path.clone());
+    let store = store_of(device.path(), device.kind(), device.uuid());
+    match std::fs::remove_dir_all(&store) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            let what = format!("remove what is left of {}", store.display());
+            Err(StartError::io(what)(error))
+        }
+        _ => Ok(device),
+    }
+}
+
+impl Pool {
+    /// Says in the devices' headers that they are served in this epoch.
+    pub(crate) fn begin_epoch(&mut self, epoch: u64) -> Result<(), StartError> {
+        // The directory keeps epochs below 2^32.
+        let epoch = u32::try_from(epoch).unwrap_or(u32::MAX);
+        Ok(self.devices.iter_mut().try_for_each(|device| device.begin_epoch(epoch))?)
+    }
+
+    /// Says in the devices' headers that nobody writes to them.
+    pub(crate) fn end_service(&mut self) {
+        for device in &mut self.devices {
+            if let Err(error) = device.end_service() {
+                tracing::warn!(%error, "the next server will wait for writers that are gone");
+            }
+        }
+    }
+
+    /// Keeps a temporary pool for the next server.
+    pub(crate) fn leave_behind(&mut self) {
+        self.temporary = None;
+    }
+
+    /// The pool's memory in this process.
+    pub(crate) fn mapping(&mut self) -> Result<Arc<PoolMapping>, StartError> {
+        if let Some(mapping) = &self.mapping {
+            return Ok(Arc::clone(mapping));
+        }
+        let mapping = Arc::new(PoolMapping::new(self.topology.address_space_bytes)?);
+        for (device, placed) in self.devices.iter().zip(&self.topology.devices) {
+            mapping.add_device(device, placed.offset)?;
+        }
+        Ok(Arc::clone(self.mapping.insert(mapping)))
     }
 
     /// Starts to bring the memory in, in the background.
-    fn populate(&mut self) -> Result<(), StartError> {
-        let mapping = Arc::new(PoolMapping::new(self.topology.address_space_bytes)?);
+    pub(crate) fn populate(&mut self) -> Result<(), StartError> {
+        let mapping = self.mapping()?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / 2).clamp(1, POPULATE_THREADS_MAX);
-        for (device, placed) in self.devices.iter().zip(&self.topology.devices) {
-            mapping.add_device(device, placed.offset)?;
+        for placed in &self.topology.devices {
             let mapping = Arc::clone(&mapping);
             let running =
                 Populate::start(mapping, placed.offset, placed.bytes, threads, View::Write)?;
@@ -115,9 +212,13 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if let Some(path) = &self.temporary
-            && let Err(error) = std::fs::remove_file(path)
-        {
+        let Some(path) = &self.temporary else { return };
+        let store = self.devices.first().map(|first| store_of(path, first.kind(), first.uuid()));
+        if let Some(store) = store {
+            // It may have none.
+            let _ = std::fs::remove_dir_all(store);
+        }
+        if let Err(error) = std::fs::remove_file(path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove the temporary pool");
         }
     }
@@ -170,7 +271,7 @@ fn region_bytes_for(total: u64) -> u64 {
 }
 
 /// Lays the devices back to back, each at a region boundary that also suits its alignment.
-fn lay_out(devices: &[Device], region_bytes: u64) -> Topology {
+fn lay_out(devices: &[Device], region_bytes: u64, visibility: Visibility) -> Topology {
     let mut end: u64 = 0;
     let placed = devices.iter().map(|device| {
         let offset = end.next_multiple_of(region_bytes.max(device.alignment()));
@@ -185,7 +286,7 @@ fn lay_out(devices: &[Device], region_bytes: u64) -> Topology {
     let devices = placed.collect();
     // Room for devices that are added later.
     let address_space_bytes = (end * 4).next_power_of_two().max(ADDRESS_SPACE_MIN);
-    Topology { address_space_bytes, devices }
+    Topology { address_space_bytes, visibility, devices }
 }
 
 #[cfg(test)]
@@ -204,16 +305,43 @@ mod tests {
         }
     }
 
+    fn open(config: &PoolConfig, region_bytes: Option<u64>) -> Result<Pool, StartError> {
+        Ok(Devices::open(config)?.into_pool(region_bytes, Visibility::Coherent))
+    }
+
     #[test]
     fn a_temporary_pool_goes_with_its_server() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pool");
         let spec = DeviceSpec { path: path.clone(), bytes: Some(8 << 20) };
-        let pool = Pool::open(&PoolConfig::Temporary(spec), None, true).unwrap();
+        let mut pool = open(&PoolConfig::Temporary(spec), None).unwrap();
+        pool.populate().unwrap();
+        let store = folder.path().join("pool.store");
+        std::fs::create_dir(&store).unwrap();
         assert!(path.exists());
         assert_eq!(pool.geometry.region_bytes, 2 << 20);
         drop(pool);
-        assert!(!path.exists());
+        assert!(!path.exists() && !store.exists());
+    }
+
+    #[test]
+    fn a_temporary_pool_of_a_killed_server_is_taken_over_if_it_is_as_large() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool");
+        let spec = |mib: u64| DeviceSpec { path: path.clone(), bytes: Some(mib << 20) };
+        let mut first = open(&PoolConfig::Temporary(spec(8)), None).unwrap();
+        let uuid = first.topology.devices[0].uuid;
+        first.leave_behind();
+        drop(first);
+        let found = Devices::open(&PoolConfig::Temporary(spec(8))).unwrap();
+        assert!(found.left_behind);
+        let mut again = found.into_pool(None, Visibility::Coherent);
+        assert_eq!(again.topology.devices[0].uuid, uuid);
+        again.leave_behind();
+        drop(again);
+        let other = Devices::open(&PoolConfig::Temporary(spec(16))).unwrap();
+        assert!(!other.left_behind);
+        assert_ne!(other.into_pool(None, Visibility::Coherent).topology.devices[0].uuid, uuid);
     }
 
     #[test]
@@ -221,7 +349,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spec =
             |mib: u64| DeviceSpec { path: folder.path().join("pool"), bytes: Some(mib << 20) };
-        let open = |mib| Pool::open(&PoolConfig::Devices(vec![spec(mib)]), None, false);
+        let open = |mib| open(&PoolConfig::Devices(vec![spec(mib)]), None);
         let first = open(8).unwrap().topology.devices[0].uuid;
         assert!(
             matches!(open(16).unwrap_err(), StartError::DeviceSize { found, .. } if found == 8 << 20)
@@ -235,7 +363,7 @@ mod tests {
         let path = folder.path().join("pool");
         std::fs::write(&path, "precious").unwrap();
         let spec = DeviceSpec { path: path.clone(), bytes: Some(8 << 20) };
-        assert!(Pool::open(&PoolConfig::Temporary(spec), None, false).is_err());
+        assert!(open(&PoolConfig::Temporary(spec), None).is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     }
 
@@ -249,7 +377,7 @@ mod tests {
         let Err(DeviceError::TooLarge { available, .. }) = impossible else { panic!() };
         let most = available / 10 * 7 / 4096 * 4096;
         let specs = vec![spec("a", Some(most)), spec("b", Some(most))];
-        let error = Pool::open(&PoolConfig::Devices(specs), None, false).unwrap_err();
+        let error = open(&PoolConfig::Devices(specs), None).unwrap_err();
         assert!(matches!(error, StartError::Device(DeviceError::TooLarge { .. })), "{error}");
         assert_eq!(folder.path().read_dir().unwrap().count(), 0, "nothing is left behind");
     }
@@ -259,7 +387,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spec = |name: &str| DeviceSpec { path: folder.path().join(name), bytes: Some(9 << 20) };
         let specs = PoolConfig::Devices(vec![spec("a"), spec("b")]);
-        let pool = Pool::open(&specs, Some(4 << 20), false).unwrap();
+        let pool = open(&specs, Some(4 << 20)).unwrap();
         let offsets: Vec<u64> = pool.topology.devices.iter().map(|device| device.offset).collect();
         assert_eq!(offsets, [0, 12 << 20]);
         assert_eq!(pool.topology.address_space_bytes, 64 << 30);

@@ -2,9 +2,11 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use maru_directory::ProcessId;
 use maru_protocol::SessionId;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::listener::Stream;
@@ -16,26 +18,82 @@ pub(crate) struct Process {
     pidfd: OwnedFd,
 }
 
-impl Process {
-    /// Waits for the death of the peer of a Unix socket; `None` where the peer is on another host, in another
-    /// PID namespace, or gone. Then quarantine ends by the clock.
-    pub(crate) fn peer(
-        stream: &Stream,
+/// A process that can be waited for.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) id: ProcessId,
+    pidfd: OwnedFd,
+}
+
+/// The peer of a Unix socket; `None` where it is on another host, in another PID namespace, or gone.
+/// Then quarantine ends by the clock.
+pub(crate) fn peer(stream: &Stream) -> Option<Found> {
+    let Stream::Unix(socket) = stream else {
+        return None;
+    };
+    let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
+    // A peer outside our PID namespace has the number 0.
+    let pid = Pid::from_raw(peer.pid.as_raw_nonzero().get())?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    let number = u32::try_from(pid.as_raw_nonzero().get()).ok()?;
+    Some(Found { id: ProcessId { pid: number, started: started(number)? }, pidfd })
+}
+
+/// What became of a process that an earlier server knew.
+#[derive(Debug)]
+pub(crate) enum Fate {
+    Dead,
+    Alive(Found),
+    /// It cannot be told, nor waited for.
+    Unknown,
+}
+
+/// What became of a process.
+pub(crate) fn fate(id: ProcessId) -> Fate {
+    let Some(pid) = i32::try_from(id.pid).ok().and_then(Pid::from_raw) else {
+        return Fate::Unknown;
+    };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        // Its number may be another's by now. Where it cannot be seen since when that one runs, it
+        // is taken for the one that was.
+        Ok(pidfd) if started(id.pid).is_none_or(|started| started == id.started) => {
+            Fate::Alive(Found { id, pidfd })
+        }
+        Ok(_) | Err(Errno::SRCH) => Fate::Dead,
+        Err(_) => Fate::Unknown,
+    }
+}
+
+/// When a process started, in ticks of the kernel's clock since the boot.
+fn started(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything: the fields from the third on.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// In which numbers of processes mean what they mean now: a boot, and a PID namespace.
+pub(crate) fn numbering() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), space.display())
+}
+
+impl Found {
+    /// Waits for its death.
+    pub(crate) fn wait(
+        self,
         session: SessionId,
         registry: &Registry,
         token: Token,
-    ) -> Option<Self> {
-        let Stream::Unix(socket) = stream else {
-            return None;
-        };
-        let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
-        // A peer outside our PID namespace has the number 0.
-        let pid = Pid::from_raw(peer.pid.as_raw_nonzero().get())?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        registry.register(&mut SourceFd(&pidfd.as_raw_fd()), token, Interest::READABLE).ok()?;
-        Some(Self { session, pidfd })
+    ) -> std::io::Result<Process> {
+        let mut source = SourceFd(&self.pidfd.as_raw_fd());
+        registry.register(&mut source, token, Interest::READABLE)?;
+        Ok(Process { session, pidfd: self.pidfd })
     }
+}
 
+impl Process {
     pub(crate) fn deregister(&self, registry: &Registry) {
         let _ = registry.deregister(&mut SourceFd(&self.pidfd.as_raw_fd()));
     }

@@ -7,20 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use maru_directory::{Config, Directory, Millis};
+use maru_directory::{Config, Millis};
 use maru_protocol::{
-    Body, Event, FRAME_BYTES_MAX, FrameError, FrameKind, Hello, Limits, Refusal, Request, Secret,
-    SessionId, VERSION, Watch, Welcome,
+    Body, Event, FrameError, FrameKind, Hello, Refusal, Request, Secret, SessionId, Standing,
+    VERSION, Watch, Welcome,
 };
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use crate::connection::{Connection, Input, Peer, Progress};
+use crate::connection::{Connection, Input, Peer};
 use crate::events::Watchers;
 use crate::listener::{Listener, Stream};
-use crate::pool::Pool;
-use crate::process::Process;
-use crate::{ServerConfig, StartError};
+use crate::pool::{Devices, Pool};
+use crate::process::{self, Fate, Process};
+use crate::service::{Found, Service, ServiceConfig};
+use crate::store::{self, Durability, FileDisk, StoreError};
+use crate::{PoolConfig, ServerConfig, StartError};
 
 /// How often time passes for the directory: well under the second in which the dead are cleaned up
 /// after.
@@ -66,7 +68,8 @@ pub struct Server {
     by_session: HashMap<SessionId, usize>,
     watchers: Watchers,
     processes: Slab<Process>,
-    directory: Directory,
+    service: Service<FileDisk>,
+    found: Found,
     pool: Pool,
     started: Instant,
     next_tick: Instant,
@@ -102,7 +105,12 @@ impl Server {
         if let Some(address) = config.listen {
             listeners.push(Listener::tcp(address)?);
         }
-        let memory = Pool::open(&config.pool, config.region_bytes, config.populate)?;
+        let started = Instant::now();
+        let (service, mut pool, found) = open(config)?;
+        pool.begin_epoch(service.epoch())?;
+        if config.populate {
+            pool.populate()?;
+        }
         let poll = Poll::new().map_err(StartError::io("wait for events"))?;
         for (index, listener) in listeners.iter_mut().enumerate() {
             let token = Token(FIRST_LISTENER + index);
@@ -111,14 +119,7 @@ impl Server {
         }
         let waker = Waker::new(poll.registry(), WAKER).map_err(StartError::io("make a waker"))?;
         let stopper = Stopper { stop: Arc::new(AtomicBool::new(false)), waker: Arc::new(waker) };
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.as_secs());
-        let hash_seed = u64::from_le_bytes(random()?);
-        // Unix time grows from one life to the next; after 2106 it has to be something else.
-        let directory =
-            Config { epoch: seconds & 0xffff_ffff, hash_seed, ..config.directory.clone() };
-        let directory = Directory::new(directory, &memory.geometry, Millis(0))?;
-        let started = Instant::now();
-        Ok(Self {
+        let mut server = Self {
             poll,
             stopper,
             listeners,
@@ -128,11 +129,39 @@ impl Server {
             by_session: HashMap::new(),
             watchers: Watchers::default(),
             processes: Slab::new(),
-            directory,
-            pool: memory,
+            service,
+            found,
+            pool,
             started,
-            next_tick: started + TICK,
-        })
+            next_tick: started,
+        };
+        server.look_after_processes();
+        Ok(server)
+    }
+
+    /// Waits for the death of the processes that the server before this one knew.
+    fn look_after_processes(&mut self) {
+        for (session, id) in self.service.directory().processes_before() {
+            let token = process_token(self.processes.vacant_key());
+            let watched = match process::fate(id) {
+                Fate::Dead => {
+                    self.service.writer_dead(self.now(), session);
+                    continue;
+                }
+                Fate::Alive(found) => found.wait(session, self.poll.registry(), token).ok(),
+                Fate::Unknown => None,
+            };
+            match watched {
+                Some(process) => drop(self.processes.insert(process)),
+                None => self.service.process_lost(session),
+            }
+        }
+    }
+
+    /// What this server found in its store.
+    #[must_use]
+    pub const fn found(&self) -> Found {
+        self.found
     }
 
     /// What stops this server.
@@ -159,9 +188,21 @@ impl Server {
         self.pool.topology.devices.iter().map(|device| device.bytes).sum()
     }
 
-    /// Serves until it is stopped.
+    /// Serves until it is stopped, or until nothing can be stored for another reason than a lack of
+    /// space: then a server that is started anew goes on from what is.
     pub fn run(mut self) -> io::Result<()> {
+        let served = self.serve_all().and_then(|()| self.service.settle().map_err(broken));
+        match &served {
+            Ok(()) if self.service.directory().nobody_writes() => self.pool.end_service(),
+            Ok(()) => {}
+            Err(_) => self.pool.leave_behind(),
+        }
+        served
+    }
+
+    fn serve_all(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
+        let mut turn = Vec::new();
         while !self.stopper.stop.load(Ordering::Relaxed) {
             // A tick is of a moment before the poll: after this process was stopped for longer than a
             // lease, those who spoke meanwhile are heard first.
@@ -174,14 +215,18 @@ impl Server {
             for event in &events {
                 self.dispatch(event);
             }
-            // One turn for everybody who is queued now; who has more to do queues again.
-            for _ in 0..self.queue.len() {
-                if let Some(index) = self.queue.pop_front() {
-                    self.serve(index);
-                }
+            // One turn for everybody who is queued now; who has more to do queues again. Nothing of it
+            // is let out before it is stored.
+            turn.extend(self.queue.drain(..));
+            for index in &turn {
+                self.hear(*index)?;
+            }
+            self.service.settle().map_err(broken)?;
+            for index in turn.drain(..) {
+                self.speak(index);
             }
             if due_in.is_none() {
-                self.tick(now);
+                self.tick(now)?;
             }
         }
         Ok(())
@@ -258,64 +303,73 @@ impl Server {
         }
     }
 
-    /// Gives one connection its turn.
-    fn serve(&mut self, index: usize) {
+    /// Reads from one connection, and answers some of what came.
+    fn hear(&mut self, index: usize) -> io::Result<()> {
+        let Some(connection) = self.connections.get_mut(index) else {
+            return Ok(());
+        };
+        connection.queued = false;
+        if connection.input > Input::Nothing && connection.accepts_work() {
+            match connection.fill() {
+                Ok(open) => connection.ended |= !open,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection is lost");
+                    connection.ended = true;
+                }
+            }
+        }
+        let mut answered = 0;
+        while answered < REQUESTS_PER_TURN
+            && self.connections.get(index).is_some_and(Connection::accepts_work)
+            && self.answer_one(index)?
+        {
+            answered += 1;
+        }
+        Ok(())
+    }
+
+    /// Lets out what one connection was answered.
+    fn speak(&mut self, index: usize) {
         let Some(connection) = self.connections.get_mut(index) else {
             return;
         };
-        connection.queued = false;
-        let progress = self.answer_some(index).unwrap_or_else(|error| {
-            tracing::debug!(%error, "a connection is lost");
-            Progress::Closed
-        });
-        match progress {
-            Progress::Waiting => {}
-            Progress::More => self.enqueue(index),
-            Progress::Closed => self.close(index),
+        let mut flushed = connection.flush();
+        if flushed.is_ok() && self.watchers.catch_up(connection) {
+            flushed = connection.flush();
         }
-    }
-
-    fn answer_some(&mut self, index: usize) -> io::Result<Progress> {
-        let mut open = true;
-        let connection = &mut self.connections[index];
-        if connection.input > Input::Nothing && connection.accepts_work() {
-            open = connection.fill()?;
-        }
-        let mut answered = 0;
-        while answered < REQUESTS_PER_TURN && self.connections[index].accepts_work() {
-            if !self.answer_one(index) {
-                break;
+        match flushed {
+            Ok(true) => {
+                // A frame is left if its turn was over, or if there was no room for the answer.
+                let more = connection.has_frame() || connection.input > Input::Nothing;
+                if more && connection.accepts_work() {
+                    self.enqueue(index);
+                }
             }
-            answered += 1;
+            Ok(false) => self.close(index),
+            Err(error) => {
+                tracing::debug!(%error, "a connection is lost");
+                self.close(index);
+            }
         }
-        let connection = &mut self.connections[index];
-        let mut flushed = connection.flush()?;
-        if self.watchers.catch_up(connection) {
-            flushed = connection.flush()?;
-        }
-        if flushed == Progress::Closed || !open {
-            return Ok(Progress::Closed);
-        }
-        // A frame is left if its turn was over, or if there was no room for the answer before the flush.
-        let more = connection.has_frame() || connection.input > Input::Nothing;
-        Ok(if more && connection.accepts_work() { Progress::More } else { Progress::Waiting })
     }
 
     /// Answers the next frame of a connection; `false` if there is none.
-    fn answer_one(&mut self, index: usize) -> bool {
+    fn answer_one(&mut self, index: usize) -> io::Result<bool> {
         let now = self.now();
         let connection = &mut self.connections[index];
         let (len, result) = match connection.frame() {
-            Ok(None) => return false,
+            Ok(None) => return Ok(false),
             Ok(Some(frame)) => {
                 let result = match (frame.kind, connection.peer) {
                     (FrameKind::Request, Peer::Session(session)) => {
                         match maru_protocol::decode::<Request<'_>>(frame.body) {
                             Ok(request) => {
-                                let reply = self.directory.apply(now, session, &request);
+                                let reply = self.service.apply(now, session, &request);
+                                let reply = reply.map_err(broken)?;
                                 let over = matches!(
                                     (&request.body, &reply.result),
-                                    (Body::Goodbye, Ok(_)) | (_, Err(Refusal::SessionEnded))
+                                    (Body::Goodbye, Ok(_))
+                                        | (_, Err(Refusal::SessionEnded | Refusal::Claim { .. }))
                                 );
                                 Ok((reply, over))
                             }
@@ -329,7 +383,7 @@ impl Server {
                             FrameKind::Hello => self.hello(index, now, &body),
                             _ => self.watch(index, &body),
                         }
-                        return true;
+                        return Ok(true);
                     }
                     (kind, peer) => Err(Refusal::Unexpected {
                         reason: format!("{kind:?} where {} is expected", peer.may_send()),
@@ -352,7 +406,7 @@ impl Server {
             }
             Err(refusal) => self.refuse(index, &refusal),
         }
-        true
+        Ok(true)
     }
 
     /// Tells the peer why its connection is closed.
@@ -380,47 +434,37 @@ impl Server {
         hello: &Hello<'_>,
     ) -> Result<Welcome, Refusal> {
         let fresh = random().map_err(|error| Refusal::Unexpected { reason: error.to_string() })?;
-        let opened = self.directory.hello(now, hello, Secret(fresh))?;
-        tracing::debug!(
-            session = %opened.session, instance = hello.instance, resumed = opened.resumed, "hello"
-        );
+        let process = process::peer(&self.connections[index].stream);
+        let id = process.as_ref().map(|found| found.id);
+        let welcome = self.service.hello(now, hello, Secret(fresh), id)?;
+        let session = welcome.session;
+        tracing::debug!(%session, instance = hello.instance, standing = ?welcome.standing, "hello");
         // The instance may be back before its old connection was seen to drop.
-        if let Some(old) = self.by_session.insert(opened.session, index) {
+        if let Some(old) = self.by_session.insert(session, index) {
             self.connections[old].peer = Peer::Stranger;
             self.close(old);
         }
-        let connection = &mut self.connections[index];
-        connection.peer = Peer::Session(opened.session);
-        if !opened.resumed {
-            let slot = self.processes.vacant_entry();
-            let token = process_token(slot.key());
-            let (registry, session) = (self.poll.registry(), opened.session);
-            if let Some(process) = Process::peer(&connection.stream, session, registry, token) {
-                slot.insert(process);
+        self.connections[index].peer = Peer::Session(session);
+        if welcome.standing == Standing::New
+            && let Some(process) = process
+        {
+            let token = process_token(self.processes.vacant_key());
+            match process.wait(session, self.poll.registry(), token) {
+                Ok(process) => drop(self.processes.insert(process)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot wait for the death of an instance's process");
+                    self.service.process_lost(session);
+                }
             }
         }
-        let config = self.directory.config();
-        Ok(Welcome {
-            session: opened.session,
-            secret: opened.secret,
-            resumed: opened.resumed,
-            epoch: config.epoch,
-            limits: Limits {
-                lease_ms: config.lease_ms,
-                resume_ms: config.resume_ms,
-                frame_bytes_max: FRAME_BYTES_MAX,
-                batch_max: config.batch_max,
-                window: config.window,
-            },
-            topology: self.pool.topology.clone(),
-        })
+        Ok(welcome)
     }
 
     /// Makes a connection its session's watcher.
     fn watch(&mut self, index: usize, body: &[u8]) {
         let watched = maru_protocol::decode::<Watch<'_>>(body).map_err(|error| refusal(&error));
         let watched = watched.and_then(|watch| {
-            self.directory.watch(watch.session, watch.secret)?;
+            self.service.watch(watch.session, watch.secret)?;
             tracing::debug!(session = %watch.session, instance = ?watch.instance, "watch");
             Ok(watch.session)
         });
@@ -430,7 +474,7 @@ impl Server {
                     self.connections[old].peer = Peer::Stranger;
                     self.close(old);
                 }
-                let epoch = self.directory.config().epoch;
+                let epoch = self.service.epoch();
                 let connection = &mut self.connections[index];
                 connection.peer = Peer::Watcher(session);
                 connection.send(FrameKind::Event, &Event::Watching { epoch });
@@ -441,7 +485,7 @@ impl Server {
 
     /// Tells those who watch what has left the directory.
     fn tell(&mut self) {
-        let gone = self.directory.take_gone();
+        let gone = self.service.take_gone();
         for index in self.watchers.tell(&gone, &mut self.connections) {
             self.enqueue(index);
         }
@@ -456,11 +500,11 @@ impl Server {
             Peer::Stranger => {}
             Peer::Session(session) => {
                 self.by_session.remove(&session);
-                self.directory.disconnected(self.now(), session);
+                self.service.disconnected(self.now(), session);
             }
             Peer::Watcher(session) => {
                 self.watchers.end(session);
-                self.directory.unwatch(session);
+                self.service.unwatch(session);
             }
         }
     }
@@ -468,7 +512,7 @@ impl Server {
     fn process_died(&mut self, process: usize) {
         if let Some(process) = self.processes.try_remove(process) {
             process.deregister(self.poll.registry());
-            if self.directory.writer_dead(self.now(), process.session) {
+            if self.service.writer_dead(self.now(), process.session) {
                 tracing::info!(session = %process.session, "an instance has died; cleaning up");
             }
             // A child that it forked may hold the other end open.
@@ -479,17 +523,17 @@ impl Server {
         }
     }
 
-    fn tick(&mut self, now: Millis) {
+    fn tick(&mut self, now: Millis) -> io::Result<()> {
         for listener in self.crowded.clone() {
             self.accept(listener);
         }
-        let tick = self.directory.tick(now);
+        let tick = self.service.tick(now).map_err(broken)?;
         self.next_tick = if tick.more { Instant::now() } else { Instant::now() + TICK };
         if let Some(violation) = tick.violation {
             tracing::error!(%violation, "a rule is broken: please report this");
         }
         self.tell();
-        let mut over = self.watchers.ended(&self.directory);
+        let mut over = self.watchers.ended(self.service.directory());
         for session in tick.expired {
             tracing::info!(%session, "the lease of a session ran out");
             over.extend(self.by_session.get(&session));
@@ -499,12 +543,12 @@ impl Server {
             self.enqueue(index);
         }
         if tick.more {
-            return;
+            return Ok(());
         }
         self.close_strangers();
-        let Self { processes, directory, poll, .. } = self;
+        let Self { processes, service, poll, .. } = self;
         processes.retain(|_, process| {
-            let known = directory.is_known(process.session);
+            let known = service.directory().is_known(process.session);
             if !known {
                 process.deregister(poll.registry());
             }
@@ -516,6 +560,7 @@ impl Server {
                 "bringing the pool's memory in failed; first writes are slower"
             );
         }
+        Ok(())
     }
 
     /// Closes connections that did not say in time whose they are.
@@ -534,6 +579,69 @@ impl Server {
             self.enqueue(index);
         }
     }
+}
+
+/// Opens the pool and its store.
+fn open(config: &ServerConfig) -> Result<Opened, StartError> {
+    let devices = Devices::open(&config.pool)?;
+    let left_behind = devices.left_behind;
+    match (open_store(config, devices), &config.pool) {
+        (
+            Err(error @ (StartError::Mismatch { .. } | StartError::Corrupt { .. })),
+            PoolConfig::Temporary(spec),
+        ) if left_behind => {
+            tracing::warn!(%error, "what a killed server left behind is of no use: it is made anew");
+            open_store(config, Devices::anew(spec)?)
+        }
+        (opened, _) => opened,
+    }
+}
+
+type Opened = (Service<FileDisk>, Pool, Found);
+
+/// Opens the store of these devices.
+fn open_store(config: &ServerConfig, devices: Devices) -> Result<Opened, StartError> {
+    let path = config.store.clone().unwrap_or_else(|| devices.default_store());
+    let failed = |source| StartError::Store { store: path.clone(), source };
+    let synced = config.durability == Durability::Fsync;
+    let mut disk = match config.durability {
+        Durability::None => None,
+        Durability::Process | Durability::Fsync => {
+            let disk = FileDisk::open(&path, synced);
+            Some(disk.map_err(|source| failed(StoreError::Io { what: "open", source }))?)
+        }
+    };
+    let head = disk.as_mut().map(store::head).transpose();
+    let head = head.map_err(|error| StartError::open(&path)(error.into()))?.flatten();
+    // A store knows the size that its regions have.
+    let region_bytes = head.map(|head| head.pool.region_bytes);
+    let (pool_epoch, may_be_written) = (devices.epoch(), devices.may_be_written());
+    let mut pool = devices.into_pool(config.region_bytes.or(region_bytes), config.visibility);
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.as_secs());
+    let hash_seed = u64::from_le_bytes(random()?);
+    let service = ServiceConfig {
+        // Unix time grows from one life to the next; where it does not, the pool knows better.
+        directory: Config { epoch: seconds & 0xffff_ffff, hash_seed, ..config.directory.clone() },
+        geometry: pool.geometry.clone(),
+        topology: pool.topology.clone(),
+        checksums: config.checksums,
+        durability: config.durability,
+        may_be_written,
+        processes: process::numbering(),
+    };
+    let mut progress = config.progress;
+    match Service::open(service, disk, pool_epoch, Millis(0), &mut progress) {
+        Ok((service, found)) => Ok((service, pool, found)),
+        Err(error) => {
+            pool.leave_behind();
+            Err(StartError::open(&path)(error))
+        }
+    }
+}
+
+/// Why a server cannot go on.
+fn broken(error: StoreError) -> io::Error {
+    io::Error::other(error)
 }
 
 /// What a peer is told whose frame cannot be read.

@@ -6,7 +6,7 @@ mod wire;
 use maru_directory::Config;
 use maru_protocol::{
     Answer, Body, CommitItem, DeleteOutcome, Event, FrameKind, Key, Refusal, ReserveOutcome,
-    Secret, SessionId, Stats, Watch, Welcome,
+    Secret, SessionId, Standing, Stats, Watch, Welcome,
 };
 use maru_server::{Embedded, ServerConfig};
 
@@ -83,7 +83,9 @@ fn store(wire: &mut Wire, names: &[String], page_bytes: u64) {
     let body = Body::Reserve { keys, page_bytes, tag: 0, unless_being_written: false };
     let Ok(Answer::Reserved(granted)) = wire.ask(body) else { panic!("reserve") };
     let item = |outcome| match outcome {
-        ReserveOutcome::Granted(location) => CommitItem { handle: location.handle, length: 1 },
+        ReserveOutcome::Granted(location) => {
+            CommitItem { handle: location.handle, length: 1, checksum: None }
+        }
         other => panic!("not granted: {other:?}"),
     };
     let items = granted.into_iter().map(item).collect();
@@ -158,7 +160,7 @@ fn a_connection_either_asks_or_watches() {
     let pool = pool();
     let (mut a, welcome) = pool.session("a");
     let mut malformed = pool.wire();
-    malformed.send(b"MR\x01\x06\x01\x00\x00\x00\xff");
+    malformed.send(b"MR\x02\x06\x01\x00\x00\x00\xff");
     assert!(matches!(malformed.refused(), Refusal::Malformed { .. }));
     let mut watcher = watch(&pool, &welcome);
     let ask = watcher.encode(Body::Renew);
@@ -168,9 +170,9 @@ fn a_connection_either_asks_or_watches() {
     assert!(matches!(a.refused(), Refusal::Unexpected { .. }));
     let mut again = pool.wire();
     let resume = maru_protocol::Resume { session: welcome.session, secret: welcome.secret };
-    assert!(again.hello("a", Some(resume)).resumed);
+    assert!(again.hello("a", Some(resume)).standing == Standing::Resumed);
     again.seq = 1;
-    assert_eq!(again.ask(Body::Renew), Ok(Answer::Done));
+    assert_eq!(again.ask(Body::Renew), Ok(Answer::Renewed(vec![])));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use maru_directory::Config;
 use maru_protocol::{
     Answer, Body, CommitItem, FRAME_BYTES_MAX, FrameKind, HEADER_LEN, Header, Hello, Key, Refusal,
-    Request, ReserveOutcome, Resume, SessionId,
+    Request, ReserveOutcome, Resume, SessionId, Standing,
 };
 use maru_server::{Embedded, Server, ServerConfig, StartError};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -33,31 +33,31 @@ fn bad_frames_end_their_connection_and_no_other() {
     let bad: [(&str, Vec<u8>); 6] = [
         ("random bytes", b"\x8f\x01\x02garbage that is longer than a header".to_vec()),
         ("another version", b"MR\x07\x01\x00\x00\x00\x00".to_vec()),
-        ("too large before hello", b"MR\x01\x01\xff\xff\xff\x7f".to_vec()),
-        ("an unknown kind", b"MR\x01\x63\x00\x00\x00\x00".to_vec()),
-        ("a request before hello", b"MR\x01\x03\x03\x00\x00\x00\x01\x00\x00".to_vec()),
-        ("a hello that is none", b"MR\x01\x01\x03\x00\x00\x00\xff\xff\xff".to_vec()),
+        ("too large before hello", b"MR\x02\x01\xff\xff\xff\x7f".to_vec()),
+        ("an unknown kind", b"MR\x02\x63\x00\x00\x00\x00".to_vec()),
+        ("a request before hello", b"MR\x02\x03\x03\x00\x00\x00\x01\x00\x00".to_vec()),
+        ("a hello that is none", b"MR\x02\x01\x03\x00\x00\x00\xff\xff\xff".to_vec()),
     ];
     for (what, bytes) in bad {
         let mut wire = pool.wire();
         wire.send(&bytes);
         let refusal = wire.refused();
         match what {
-            "another version" => assert_eq!(refusal, Refusal::Version { server: 1, client: 7 }),
+            "another version" => assert_eq!(refusal, Refusal::Version { server: 2, client: 7 }),
             "a request before hello" => assert!(matches!(refusal, Refusal::Unexpected { .. })),
             _ => assert!(matches!(refusal, Refusal::Malformed { .. }), "{what}: {refusal:?}"),
         }
-        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done), "{what}");
+        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Renewed(vec![])), "{what}");
     }
     let (mut wire, _) = pool.session("half");
-    wire.send(b"MR\x01\x03\xff\xff\xff\x7f");
+    wire.send(b"MR\x02\x03\xff\xff\xff\x7f");
     assert!(matches!(wire.refused(), Refusal::Malformed { .. }));
     let (mut wire, _) = pool.session("half");
     let mut frame = wire.encode(Body::Renew);
     frame[8] = 0xff;
     wire.send(&frame);
     assert!(matches!(wire.refused(), Refusal::Malformed { .. }));
-    assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+    assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Renewed(vec![])));
 }
 
 #[test]
@@ -68,13 +68,13 @@ fn a_truncated_frame_is_waited_for_and_its_sender_may_vanish() {
     let frame = slow.encode(Body::Renew);
     for byte in &frame {
         slow.send(&[*byte]);
-        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Renewed(vec![])));
     }
-    assert_eq!(slow.reply().result, Ok(Answer::Done));
+    assert_eq!(slow.reply().result, Ok(Answer::Renewed(vec![])));
     let half = slow.encode(Body::Stats);
     slow.send(&half[..half.len() - 1]);
     drop(slow);
-    assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+    assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Renewed(vec![])));
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn one_who_floods_and_never_reads_does_not_stop_the_others() {
             Err(error) => panic!("{error}"),
         }
         assert!(sent < 64 << 20, "the server buffers without end");
-        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Done));
+        assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Renewed(vec![])));
     }
 }
 
@@ -110,7 +110,7 @@ fn a_request_sent_again_over_a_new_connection_is_applied_once() {
     // The reply is "lost", the connection breaks, and the request comes again.
     let mut again = pool.wire();
     let resume = Resume { session: welcome.session, secret: welcome.secret };
-    assert!(again.hello("a", Some(resume)).resumed);
+    assert!(again.hello("a", Some(resume)).standing == Standing::Resumed);
     assert_eq!(wire.frame(), None, "the old connection is closed");
     again.send(&frame);
     assert_eq!(again.reply(), first);
@@ -126,10 +126,10 @@ fn a_session_needs_its_secret() {
     let mut thief = pool.wire();
     let resume = Resume { session: welcome.session, secret: maru_protocol::Secret([0; 16]) };
     let got = thief.hello("thief", Some(resume));
-    assert!(!got.resumed && got.session != welcome.session);
+    assert!(got.standing == Standing::New && got.session != welcome.session);
     let mut stranger = pool.wire();
     let resume = Resume { session: SessionId(1), secret: welcome.secret };
-    assert!(!stranger.hello("stranger", Some(resume)).resumed);
+    assert!(stranger.hello("stranger", Some(resume)).standing == Standing::New);
 }
 
 #[test]
@@ -143,9 +143,9 @@ fn a_second_server_on_the_same_socket_or_pool_is_refused_and_the_first_goes_on()
         ServerConfig { socket: Some(pool.folder.path().join("other")), ..first.clone() };
     let error = Embedded::start(&same_pool).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
-    assert_eq!(client.ask(Body::Renew), Ok(Answer::Done));
+    assert_eq!(client.ask(Body::Renew), Ok(Answer::Renewed(vec![])));
     let (mut late, _) = pool.session("late");
-    assert_eq!(late.ask(Body::Renew), Ok(Answer::Done));
+    assert_eq!(late.ask(Body::Renew), Ok(Answer::Renewed(vec![])));
 }
 
 #[test]
@@ -209,7 +209,9 @@ fn all_requests_are_answered_however_large_the_answers() {
     let body = Body::Reserve { keys, page_bytes: 4096, tag: 0, unless_being_written: false };
     let Ok(Answer::Reserved(granted)) = writer.ask(body) else { panic!("reserve") };
     let item = |outcome| match outcome {
-        ReserveOutcome::Granted(location) => CommitItem { handle: location.handle, length: 1 },
+        ReserveOutcome::Granted(location) => {
+            CommitItem { handle: location.handle, length: 1, checksum: None }
+        }
         other => panic!("not granted: {other:?}"),
     };
     let items = granted.into_iter().map(item).collect();
@@ -303,5 +305,5 @@ fn a_server_that_was_stopped_hears_who_spoke_meanwhile() {
     // Nothing happens meanwhile but that the lease runs out.
     std::thread::sleep(lease);
     kill_process(pid, Signal::CONT).unwrap();
-    assert_eq!(wire.reply().result, Ok(Answer::Done));
+    assert_eq!(wire.reply().result, Ok(Answer::Renewed(vec![])));
 }

@@ -37,14 +37,13 @@ impl TestPool {
     pub fn start_with(bytes: u64, change: impl FnOnce(&mut ServerConfig)) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").expect("/dev/shm can be written to");
         let spec = format!("{}:{bytes}", folder.path().join("pool").display());
+        let spec = spec.parse().expect("it has a path and a size");
         let mut config = ServerConfig {
-            pool: PoolConfig::Temporary(spec.parse().expect("it has a path and a size")),
             socket: Some(folder.path().join("socket")),
             listen: Some(([127, 0, 0, 1], 0).into()),
-            region_bytes: None,
-            populate: false,
             // Longer than any stall of a slow machine, but not than a test's patience.
             directory: Config { quarantine_ms: 5000, ..Config::default() },
+            ..ServerConfig::new(PoolConfig::Temporary(spec))
         };
         change(&mut config);
         let mut pool = Self { server: None, config, folder };

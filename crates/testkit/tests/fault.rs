@@ -346,7 +346,7 @@ fn what_is_unknown_passes_untouched() {
     let (mut server, _) = listener.accept().unwrap();
     // A kind and a version there are not, a request that is none, and no frame at all.
     let bytes =
-        b"MR\x01\xEE\x02\0\0\0abMR\x07\x04\x01\0\0\0cMR\x01\x03\x02\0\0\0\xFF\xFFGET / HTTP";
+        b"MR\x02\xEE\x02\0\0\0abMR\x07\x04\x01\0\0\0cMR\x02\x03\x02\0\0\0\xFF\xFFGET / HTTP";
     let mut received = vec![0; bytes.len()];
     client.write_all(bytes).unwrap();
     server.read_exact(&mut received).unwrap();

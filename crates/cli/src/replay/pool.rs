@@ -23,13 +23,13 @@ impl OwnPool {
     ) -> anyhow::Result<Self> {
         let (region_bytes, pool_bytes) = size(pages, page_bytes);
         let path = format!("/dev/shm/maru-replay-{}-shared.pool", std::process::id());
+        let spec = DeviceSpec { path: path.into(), bytes: Some(pool_bytes) };
         let config = ServerConfig {
-            pool: PoolConfig::Temporary(DeviceSpec { path: path.into(), bytes: Some(pool_bytes) }),
             socket: Some(folder.join("shared.sock")),
             listen: tcp.then_some(([127, 0, 0, 1], 0).into()),
             region_bytes: Some(region_bytes),
             populate: true,
-            directory: Config::default(),
+            ..ServerConfig::new(PoolConfig::Temporary(spec))
         };
         Ok(Self { server: Embedded::start(&config)? })
     }

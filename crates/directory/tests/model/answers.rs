@@ -3,11 +3,11 @@
 use maru_directory::rules::Snapshot;
 use maru_directory::{Millis, PINS_PER_SESSION_MAX};
 use maru_protocol::{
-    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Handle, Key, Location, Presence,
-    Refusal, ReleaseOutcome, Reply, Request, ReserveOutcome, Secret, SessionId,
+    Answer, Body, Chunk, CommitItem, CommitOutcome, DeleteOutcome, Generation, Handle, Key,
+    Location, Presence, Refusal, ReleaseOutcome, Reply, Request, ReserveOutcome, Secret, SessionId,
 };
 
-use crate::reference::{Entry, Model, Name, Phase, Reservation, Session};
+use crate::reference::{Entry, Model, Name, Phase, Reservation, Session, Writer};
 
 /// What a request may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Model {
         self.check_batch(body)?;
         let id = seen.id;
         Ok(match body {
-            Body::Renew => Answer::Done,
+            Body::Renew => Answer::Renewed(self.stained_here(seen)),
             Body::Reserve { .. } => Answer::Reserved(self.reserve(seen, body)?),
             Body::Commit { items, pins } => {
                 self.check_pins(id, items.len(), *pins, *pins > 0)?;
@@ -121,9 +121,23 @@ impl Model {
                 Answer::Done
             }
             Body::Goodbye => {
-                self.writer_gone(id);
+                self.writer_gone(id, Writer::Done);
                 self.end(id);
                 self.counters.sessions_closed += 1;
+                Answer::Done
+            }
+            Body::Claim { .. } | Body::Suspect { .. } => Answer::Done,
+            Body::Cleaned { handles } => {
+                handles.iter().for_each(|handle| self.cleaned(id, *handle));
+                Answer::Done
+            }
+            Body::HostGone { host } => {
+                if self.sessions.values().any(|session| session.host == *host) {
+                    return Err(Refusal::HostInUse);
+                }
+                if self.hosts.contains(*host) {
+                    self.hosts_gone.insert((*host).to_owned());
+                }
                 Answer::Done
             }
             look => self.look(seen, look),
@@ -138,7 +152,10 @@ impl Model {
             | Body::Delete { keys }
             | Body::Touch { keys } => keys.len(),
             Body::Commit { items, .. } => items.len(),
-            Body::Abort { handles } | Body::Release { handles, .. } => handles.len(),
+            Body::Abort { handles }
+            | Body::Release { handles, .. }
+            | Body::Suspect { handles }
+            | Body::Cleaned { handles } => handles.len(),
             _ => 0,
         } as u64;
         let max = u64::from(self.config.batch_max);
@@ -146,7 +163,9 @@ impl Model {
     }
 
     fn check_pins(&self, id: SessionId, len: usize, pins: u32, asked: bool) -> Result<(), Refusal> {
-        let held = self.sessions[&id].pins.values().map(|(count, _)| u64::from(*count)).sum();
+        let session = &self.sessions[&id];
+        let held = session.pins.values().chain(session.ghosts.values());
+        let held = held.map(|(count, _)| u64::from(*count)).sum();
         let max = PINS_PER_SESSION_MAX;
         if asked && (pins == 0 || held + len as u64 * u64::from(pins) > max) {
             return Err(Refusal::Pins { pins, held, max });
@@ -180,9 +199,8 @@ impl Model {
         let order = self.next_use();
         let session = self.sessions.get_mut(&id).expect("it asks");
         session.reservations.remove(&item.handle.generation);
-        let writer = session.instance.clone();
-        if let Some(winner) = self.entries.get(held.key) {
-            let winner = Location::new(winner.handle, winner.length);
+        let (writer, host) = (session.instance.clone(), session.host.clone());
+        if let Some(winner) = self.chunk(id, held.key) {
             self.pin(now, id, held.key, pins);
             self.counters.superseded += 1;
             return CommitOutcome::Superseded(winner);
@@ -193,6 +211,9 @@ impl Model {
             page_bytes: held.page_bytes,
             budgeted: self.budgets[&writer] > 0,
             writer,
+            host,
+            checksum: item.checksum,
+            key: held.key,
             touched: now,
             order,
         };
@@ -200,7 +221,40 @@ impl Model {
         self.region_used.insert(held.handle.region.0, now);
         self.pin(now, id, held.key, pins);
         self.counters.committed += 1;
-        CommitOutcome::Committed(Location::new(held.handle, item.length))
+        CommitOutcome::Committed(self.chunk(id, held.key).expect("it was just stored"))
+    }
+
+    /// A resident chunk, as a session is told of it.
+    fn chunk(&self, id: SessionId, key: Name) -> Option<Chunk> {
+        let entry = self.entries.get(key)?;
+        let location = Location::new(entry.handle, entry.length);
+        let foreign = self.sessions[&id].host != entry.host;
+        Some(Chunk { location, checksum: entry.checksum, foreign })
+    }
+
+    /// The pages that a session's host stained; of many, which are told is open.
+    fn stained_here(&self, seen: &Seen<'_>) -> Vec<Location> {
+        let host = &self.sessions[&seen.id].host;
+        let here = self.stains.values().filter(|stain| stain.hosts.contains(host));
+        let mut here: Vec<Location> =
+            here.map(|stain| Location::new(stain.handle, stain.page_bytes)).collect();
+        let Ok(Answer::Renewed(told)) = seen.answer else { return here };
+        let place = |location: &Location| told.iter().position(|one| one == location);
+        here.sort_by_key(place);
+        here.truncate(64);
+        here
+    }
+
+    fn cleaned(&mut self, id: SessionId, handle: Handle) {
+        let host = &self.sessions[&id].host;
+        if let Some(stain) = self.stains.get_mut(&handle.generation)
+            && stain.handle == handle
+        {
+            stain.hosts.remove(host);
+            if stain.hosts.is_empty() {
+                self.stains.remove(&handle.generation);
+            }
+        }
     }
 
     fn abort(&mut self, id: SessionId, handle: Handle) -> ReleaseOutcome {
@@ -227,14 +281,13 @@ impl Model {
         keys: &[Key<'static>],
         pins: u32,
         stop_at_miss: bool,
-    ) -> Vec<Option<Location>> {
+    ) -> Vec<Option<Chunk>> {
         let mut found = Vec::new();
         for key in keys {
             if self.touch(now, name(key)) == Presence::Resident {
                 self.pin(now, id, name(key), pins);
                 self.counters.hits += 1;
-                let entry = &self.entries[name(key)];
-                found.push(Some(Location::new(entry.handle, entry.length)));
+                found.push(self.chunk(id, name(key)));
             } else {
                 self.counters.misses += 1;
                 if stop_at_miss {
@@ -262,6 +315,9 @@ impl Model {
         handle: Handle,
         count: u32,
     ) -> ReleaseOutcome {
+        if self.ghosts.get(&handle.generation).is_some_and(|ghost| ghost.handle == handle) {
+            return self.release_ghost(id, handle.generation, count);
+        }
         let mut entries = self.entries.iter();
         let Some((key, _)) = entries.find(|(_, entry)| entry.handle == handle) else {
             return ReleaseOutcome::NotHeld;
@@ -279,6 +335,55 @@ impl Model {
         let order = self.next_use();
         self.unpinned(now, key, order);
         ReleaseOutcome::Released
+    }
+
+    fn release_ghost(&mut self, id: SessionId, ghost: Generation, count: u32) -> ReleaseOutcome {
+        let pins = &mut self.sessions.get_mut(&id).expect("it asks").ghosts;
+        match pins.get_mut(&ghost) {
+            Some((held, _)) if count > 0 && count <= *held => {
+                *held -= count;
+                if *held == 0 {
+                    pins.remove(&ghost);
+                    self.ghost_unpinned(ghost);
+                }
+                ReleaseOutcome::Released
+            }
+            _ => ReleaseOutcome::NotHeld,
+        }
+    }
+
+    /// Once nobody pins a ghost, its page is not used any more.
+    pub(crate) fn ghost_unpinned(&mut self, ghost: Generation) {
+        let mut holders = self.sessions.values();
+        if !holders.any(|session| session.ghosts.contains_key(&ghost)) {
+            let entry = self.ghosts.remove(&ghost).expect("it was pinned");
+            self.damaged.push((entry.handle, entry.page_bytes));
+        }
+    }
+
+    /// A page was found bad. Says whether it was resident.
+    pub(crate) fn condemn(&mut self, handle: Handle) -> bool {
+        let mut entries = self.entries.iter();
+        let Some((key, _)) = entries.find(|(_, entry)| entry.handle == handle) else {
+            return false;
+        };
+        let key = *key;
+        let entry = self.entries.remove(key).expect("it is there");
+        self.counters.damaged += 1;
+        let (ghost, page) = (handle.generation, (entry.handle, entry.page_bytes));
+        let mut pinned = false;
+        for session in self.sessions.values_mut() {
+            if let Some(held) = session.pins.remove(key) {
+                session.ghosts.insert(ghost, held);
+                pinned = true;
+            }
+        }
+        if pinned {
+            self.ghosts.insert(ghost, entry);
+        } else {
+            self.damaged.push(page);
+        }
+        true
     }
 
     /// The return of the last pin counts as a use.
@@ -308,12 +413,12 @@ impl Model {
         let known = match self.sessions.get(&id) {
             Some(session) if session.phase == Phase::Connected => None,
             Some(session) => Some(session.secret),
-            None => self.quarantines.get(&id).map(|held| held.secret),
+            None => self.vanished.get(&id).map(|held| held.secret),
         };
         if known != Some(secret) {
             return;
         }
-        self.writer_gone(id);
+        self.writer_gone(id, Writer::Done);
         let dropped = |session: &Session| matches!(session.phase, Phase::Dropped(_));
         if self.sessions.get(&id).is_some_and(dropped) {
             self.end(id);

@@ -1,6 +1,8 @@
 //! Turns an [`Ask`] into the body of a request, with the keys and handles there are.
 
-use maru_protocol::{Body, CommitItem, Generation, Handle, Key, RegionId, Secret, SessionId};
+use maru_protocol::{
+    Body, Checksum, CommitItem, Generation, Handle, Key, RegionId, Secret, SessionId,
+};
 
 use crate::op::{Ask, KEYS};
 use crate::world::World;
@@ -47,6 +49,11 @@ impl World {
                 Body::LetGo { session, secret }
             }
             Ask::Goodbye => Body::Goodbye,
+            Ask::Suspect { handles } => Body::Suspect { handles: self.handles(id, handles, true) },
+            Ask::Cleaned { pages } => Body::Cleaned { handles: self.stained(pages) },
+            Ask::HostGone { host } => {
+                Body::HostGone { host: ["moon", "mars", "venus"][usize::from(*host) % 3] }
+            }
         }
     }
 
@@ -66,8 +73,21 @@ impl World {
                 _ => page_bytes(&handle),
             },
             handle,
+            checksum: (length % 2 == 1).then(|| Checksum::new(length.into())),
         };
         handles.into_iter().map(item).collect()
+    }
+
+    /// Stained pages, and now and then others.
+    fn stained(&self, chosen: &[u8]) -> Vec<Handle> {
+        let stained: Vec<Handle> = self.model.stains.values().map(|stain| stain.handle).collect();
+        let any = stained.iter().chain(&self.handles);
+        let any: Vec<Handle> = any.copied().collect();
+        let pick = |choice: &u8| {
+            let among = if *choice < 200 && !stained.is_empty() { &stained } else { &any };
+            among.get(usize::from(*choice).checked_rem(among.len())?).copied()
+        };
+        chosen.iter().filter_map(pick).collect()
     }
 
     /// Handles: mostly the session's own reservations or pins, else any, stale and foreign ones
@@ -77,7 +97,9 @@ impl World {
         let own: Vec<Handle> = match session {
             None => Vec::new(),
             Some(session) if pinned => {
-                session.pins.keys().map(|key| self.model.entries[key].handle).collect()
+                let entries = session.pins.keys().map(|key| self.model.entries[key].handle);
+                let ghosts = session.ghosts.keys().map(|ghost| self.model.ghosts[ghost].handle);
+                entries.chain(ghosts).collect()
             }
             Some(session) => session.reservations.values().map(|held| held.handle).collect(),
         };

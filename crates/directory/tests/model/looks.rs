@@ -43,6 +43,8 @@ impl Model {
                 location: Location::new(entry.handle, entry.length),
                 page_bytes: entry.page_bytes,
                 writer: entry.writer.clone(),
+                host: entry.host.clone(),
+                checksum: entry.checksum,
                 pins: self.pins_on(key),
                 used_ms_ago: now - entry.touched,
             })
@@ -65,6 +67,11 @@ impl Model {
                 let location = Location::new(entry.handle, entry.length);
                 rows.push(row(HoldingKind::Pin { count: *count }, key, location, *since));
             }
+            for (ghost, (count, since)) in &session.ghosts {
+                let entry = &self.ghosts[ghost];
+                let location = Location::new(entry.handle, entry.length);
+                rows.push(row(HoldingKind::Pin { count: *count }, entry.key, location, *since));
+            }
             for held in session.reservations.values() {
                 let location = Location::new(held.handle, held.page_bytes);
                 rows.push(row(HoldingKind::Reservation, held.key, location, held.since));
@@ -81,9 +88,15 @@ impl Model {
             let sessions = self.sessions.values();
             let reserved = sessions.flat_map(|s| s.reservations.values());
             let reserved = reserved.filter(|held| here(&held.handle)).count() as u64;
-            let resident = self.entries.values().filter(|e| here(&e.handle)).count() as u64;
-            let quarantined = self.quarantines.values().flat_map(|q| q.pages.values());
-            let quarantined = quarantined.filter(|(handle, _)| here(handle)).count() as u64;
+            let resident = self.entries.values().map(|e| e.handle);
+            let ghosts = self.ghosts.values().map(|e| e.handle);
+            let resident = resident.chain(ghosts).filter(here).count() as u64;
+            let quarantined = self.vanished.values().flat_map(|one| one.pages.values());
+            let quarantined = quarantined.map(|(handle, _)| *handle);
+            let stained = self.stains.values().map(|stain| stain.handle);
+            let damaged = self.damaged.iter().map(|(handle, _)| *handle);
+            let quarantined = quarantined.chain(stained).chain(damaged);
+            let quarantined = quarantined.filter(here).count() as u64;
             RegionInfo {
                 region: RegionId(region),
                 offset: *offset,
@@ -110,15 +123,20 @@ impl Model {
             ..self.counters
         };
         let held = |session: &crate::reference::Session| {
-            session.pins.values().map(|(count, _)| u64::from(*count)).sum::<u64>()
+            let pins = session.pins.values().chain(session.ghosts.values());
+            pins.map(|(count, _)| u64::from(*count)).sum::<u64>()
         };
         let pinned = self.sessions.values().flat_map(|s| s.pins.keys());
+        let ghosts = self.sessions.values().flat_map(|s| s.ghosts.keys());
+        let ghosts = ghosts.collect::<BTreeSet<_>>().len() as u64;
         let mut stats = Stats {
             epoch: self.config.epoch,
             uptime_ms: now.0,
             capacity_bytes: self.regions.iter().map(|(_, bytes)| bytes).sum(),
             pins: self.sessions.values().map(held).sum(),
-            entries_pinned: pinned.collect::<BTreeSet<_>>().len() as u64,
+            entries_pinned: pinned.collect::<BTreeSet<_>>().len() as u64 + ghosts,
+            pages_stained: self.stains.len() as u64,
+            pages_damaged: self.damaged.len() as u64,
             counters,
             ..Stats::default()
         };

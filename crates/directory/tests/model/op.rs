@@ -2,6 +2,7 @@
 //! free of any generator, so that the fuzzer drives the same world with its bytes.
 
 use maru_directory::{Config, DeviceSpan, Geometry};
+use maru_protocol::Visibility;
 
 /// The keys that are ever used: few, so that sessions meet.
 pub(crate) const KEYS: [&[u8]; 20] = [
@@ -16,6 +17,9 @@ const SIZES: [u64; 9] =
 /// The instances; the last two sessions belong to one of them.
 pub(crate) const INSTANCES: [&str; 4] = ["ada", "bob", "eve", "eve"];
 
+/// The hosts that they are on.
+pub(crate) const HOSTS: [&str; 4] = ["moon", "moon", "mars", "mars"];
+
 /// What `hello` may give as a budget, in bytes.
 const BUDGETS: [u64; 7] = [0, 0, 0, 0, 2 << 20, 1_300_000, 700_000];
 
@@ -29,6 +33,7 @@ pub(crate) struct Setup {
     pub(crate) watermark: u8,
     pub(crate) times: u8,
     pub(crate) sessions: u8,
+    pub(crate) incoherent: bool,
 }
 
 impl Setup {
@@ -49,6 +54,8 @@ impl Setup {
             watermark_low_permille: low,
             work_per_tick: [4096, 1, 2, 5][pick(self.work)],
             hash_seed: 11,
+            visibility: if self.incoherent { Visibility::CacheLine } else { Visibility::Coherent },
+            recorded: true,
         }
     }
 
@@ -135,6 +142,9 @@ pub(crate) enum Ask {
     Regions,
     LetGo { session: u8, right: bool },
     Goodbye,
+    Suspect { handles: Vec<u8> },
+    Cleaned { pages: Vec<u8> },
+    HostGone { host: u8 },
 }
 
 /// One thing that happens.
@@ -144,6 +154,8 @@ pub(crate) enum Op {
         peer: u8,
         budget: u8,
         resuming: Resuming,
+        /// Its process would be seen to die.
+        watched: bool,
     },
     Disconnect {
         peer: u8,
@@ -155,6 +167,15 @@ pub(crate) enum Op {
         time: u8,
     },
     Tick,
+    /// A resident page was looked at, and found bad.
+    Condemn {
+        handle: u8,
+    },
+    /// The server could be killed here: another directory is made of the records.
+    Recover {
+        /// The log begins anew with a checkpoint.
+        compact: bool,
+    },
     /// A request of the past comes again, as it was.
     Replay {
         back: u8,

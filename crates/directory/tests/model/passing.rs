@@ -2,9 +2,9 @@
 
 use maru_directory::rules::{Owner, Snapshot};
 use maru_directory::{Millis, Tick};
-use maru_protocol::{Generation, SessionId};
+use maru_protocol::{Generation, Handle, SessionId, Visibility};
 
-use crate::reference::{Model, Name, Phase, Quarantine};
+use crate::reference::{Model, Name, Phase, Stain, Vanished, Writer};
 
 impl Model {
     pub(crate) fn tick(&mut self, now: Millis, tick: &Tick, after: &Snapshot) {
@@ -14,7 +14,8 @@ impl Model {
         let work = u64::from(self.config.work_per_tick);
         let mut left = work;
         left -= self.drain_ended(now, left, after);
-        left -= self.end_quarantines(now, left, after);
+        left -= self.end_vanished(now, left, after);
+        left -= self.clean_after_hosts(left, after);
         left -= self.evict_to_watermark(left, after);
         assert_eq!(tick.more, left == 0, "a tick says whether it used up its work");
     }
@@ -47,11 +48,15 @@ impl Model {
         let order = self.next_use();
         while let Some(id) = self.ended.front().copied() {
             let session = &self.sessions[&id];
-            let held = (session.pins.len() + session.reservations.len()) as u64;
+            let held = session.pins.len() + session.ghosts.len() + session.reservations.len();
+            let held = held as u64;
             let all = held <= work - done;
             let pins: Vec<Name> = session.pins.keys().copied().collect();
             let pins: Vec<Name> =
                 pins.into_iter().filter(|key| all || self.is_released(id, key, after)).collect();
+            let ghosts: Vec<Generation> = session.ghosts.keys().copied().collect();
+            let ghosts: Vec<Generation> =
+                ghosts.into_iter().filter(|g| all || self.is_let_go(id, *g, after)).collect();
             let reservations: Vec<Generation> = session.reservations.keys().copied().collect();
             let reserved = |generation: &Generation| {
                 let owner = (*generation, Owner::Reserved(id));
@@ -59,7 +64,7 @@ impl Model {
             };
             let reservations: Vec<Generation> =
                 reservations.into_iter().filter(|g| all || !reserved(g)).collect();
-            let released = (pins.len() + reservations.len()) as u64;
+            let released = (pins.len() + ghosts.len() + reservations.len()) as u64;
             assert_eq!(released, held.min(work - done), "the work of a tick is bounded");
             done += released;
             for key in pins {
@@ -67,6 +72,12 @@ impl Model {
                 let (count, _) = session.pins.remove(key).expect("it holds it");
                 self.counters.pins_reclaimed += u64::from(count);
                 self.unpinned(now, key, order);
+            }
+            for ghost in ghosts {
+                let session = self.sessions.get_mut(&id).expect("it ends");
+                let (count, _) = session.ghosts.remove(&ghost).expect("it holds it");
+                self.counters.pins_reclaimed += u64::from(count);
+                self.ghost_unpinned(ghost);
             }
             for generation in reservations {
                 self.withdraw(now, id, generation);
@@ -83,47 +94,103 @@ impl Model {
     /// Whether an ended session's pins on a key are gone.
     fn is_released(&self, id: SessionId, key: Name, after: &Snapshot) -> bool {
         let others = self.pins_on(key) - self.sessions[&id].pins[key].0;
-        after.entries.get(key).is_none_or(|(_, pins, _)| *pins == others)
+        after.entries.get(key).is_none_or(|seen| seen.pins == others)
     }
 
-    /// An ended session's reservation: its page is free if the writer is gone, else quarantined.
+    /// Whether an ended session's pins on a ghost are gone.
+    fn is_let_go(&self, id: SessionId, ghost: Generation, after: &Snapshot) -> bool {
+        let others = self.pins_on_ghost(ghost) - self.sessions[&id].ghosts[&ghost].0;
+        let mut pages = after.pages.values();
+        let page = pages.find(|(generation, _)| *generation == ghost);
+        page.is_none_or(|(_, owner)| match owner {
+            Owner::Ghost(pins) => *pins == others,
+            _ => true,
+        })
+    }
+
+    /// An ended session's reservation: its page is vacant if the writer is gone, else quarantined.
     fn withdraw(&mut self, now: Millis, id: SessionId, generation: Generation) {
         let session = self.sessions.get_mut(&id).expect("it ends");
         let held = session.reservations.remove(&generation).expect("it holds it");
-        if session.writer_gone {
+        let page = (held.handle, held.page_bytes);
+        if session.writer > Writer::MayWrite {
+            let (done, host) = (session.writer == Writer::Done, session.host.clone());
+            self.vacate(page, done, host);
             return;
         }
-        let new = || Quarantine {
+        let new = || Vanished {
             secret: session.secret,
             instance: session.instance.clone(),
+            host: session.host.clone(),
+            watched: session.watched,
+            writer: session.writer,
             pages: std::collections::BTreeMap::new(),
             until: now + self.config.quarantine_ms,
         };
-        let quarantine = self.quarantines.entry(id).or_insert_with(new);
-        quarantine.pages.insert(generation, (held.handle, held.page_bytes));
+        let vanished = self.vanished.entry(id).or_insert_with(new);
+        vanished.pages.insert(generation, page);
         self.counters.quarantined += 1;
     }
 
-    fn end_quarantines(&mut self, now: Millis, work: u64, after: &Snapshot) -> u64 {
+    /// A page whose writer is over is free, unless lines of it may be in a cache.
+    fn vacate(&mut self, (handle, page_bytes): (Handle, u64), done: bool, host: String) {
+        if !done && self.config.visibility == Visibility::CacheLine {
+            let stain = Stain { handle, page_bytes, hosts: [host].into() };
+            self.stains.insert(handle.generation, stain);
+        }
+    }
+
+    fn end_vanished(&mut self, now: Millis, work: u64, after: &Snapshot) -> u64 {
         let mut done = 0;
-        for (id, quarantine) in &mut self.quarantines {
-            if quarantine.until > now {
+        let mut vacated = Vec::new();
+        for (id, vanished) in &mut self.vanished {
+            let overdue = !vanished.watched && vanished.until <= now;
+            if vanished.writer == Writer::MayWrite && !overdue {
                 continue;
             }
-            let held = quarantine.pages.len() as u64;
+            let held = vanished.pages.len() as u64;
             let all = held <= work - done;
-            let kept = (*id, quarantine.until);
+            let until = (!vanished.watched).then_some(vanished.until);
             let stays = |generation: &Generation| {
-                let owner = (*generation, Owner::Quarantined(kept.0, kept.1));
+                let owner = (*generation, Owner::Quarantined(*id, until));
                 !all && after.pages.values().any(|page| *page == owner)
             };
-            quarantine.pages.retain(|generation, _| stays(generation));
-            let freed = held - quarantine.pages.len() as u64;
-            assert_eq!(freed, held.min(work - done), "the work of a tick is bounded");
-            done += freed;
+            let left = vanished.pages.extract_if(.., |generation, _| !stays(generation));
+            let left: Vec<(Handle, u64)> = left.map(|(_, page)| page).collect();
+            assert_eq!(left.len() as u64, held.min(work - done), "the work of a tick is bounded");
+            done += left.len() as u64;
+            let writer_done = vanished.writer == Writer::Done;
+            vacated.extend(left.into_iter().map(|page| (page, writer_done, vanished.host.clone())));
         }
-        self.quarantines.retain(|_, quarantine| !quarantine.pages.is_empty());
+        self.vanished.retain(|_, vanished| !vanished.pages.is_empty());
+        vacated.into_iter().for_each(|(page, done, host)| self.vacate(page, done, host));
         done
+    }
+
+    /// Pages that only hosts without caches had stained are free; which goes first is open.
+    fn clean_after_hosts(&mut self, work: u64, after: &Snapshot) -> u64 {
+        let due: Vec<Generation> = self
+            .stains
+            .iter()
+            .filter(|(_, stain)| stain.hosts.iter().any(|host| self.hosts_gone.contains(host)))
+            .map(|(generation, _)| *generation)
+            .collect();
+        let all = due.len() as u64 <= work;
+        let cleaned = |generation: &&Generation| {
+            all || !after
+                .pages
+                .values()
+                .any(|(now, owner)| now == *generation && matches!(owner, Owner::Stained(_)))
+        };
+        let cleaned: Vec<Generation> = due.iter().filter(cleaned).copied().collect();
+        assert_eq!(cleaned.len(), due.len().min(work as usize), "the work of a tick is bounded");
+        for generation in &cleaned {
+            self.stains.remove(generation);
+        }
+        if all {
+            self.hosts_gone.clear();
+        }
+        cleaned.len() as u64
     }
 
     /// Above the high watermark, the coldest of all go until the low one is reached.

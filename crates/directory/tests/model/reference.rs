@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use maru_directory::rules::{Owner, Snapshot};
-use maru_directory::{Config, Geometry, Millis, Opened};
-use maru_protocol::{Answer, Counters, Generation, Handle, Hello, Refusal, Secret, SessionId};
+use maru_directory::rules::{self, Owner, Snapshot};
+use maru_directory::{Config, Geometry, Millis, Opened, PageAt};
+use maru_protocol::{
+    Answer, Checksum, Counters, Generation, Handle, Hello, Refusal, Secret, SessionId, Standing,
+};
 
 /// A key; all are static, see [`crate::op::KEYS`].
 pub(crate) type Name = &'static [u8];
@@ -19,6 +21,13 @@ pub(crate) enum Phase {
     Ended,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Writer {
+    MayWrite,
+    Dead,
+    Done,
+}
+
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) secret: Secret,
@@ -26,8 +35,11 @@ pub(crate) struct Session {
     pub(crate) host: String,
     pub(crate) phase: Phase,
     pub(crate) heard: Millis,
-    pub(crate) writer_gone: bool,
+    pub(crate) watched: bool,
+    pub(crate) writer: Writer,
     pub(crate) pins: BTreeMap<Name, (u32, Millis)>,
+    /// Pins on what no key leads to any more.
+    pub(crate) ghosts: BTreeMap<Generation, (u32, Millis)>,
     pub(crate) reservations: BTreeMap<Generation, Reservation>,
     pub(crate) floor: u64,
     pub(crate) replies: BTreeMap<u64, Result<Answer, Refusal>>,
@@ -47,7 +59,10 @@ pub(crate) struct Entry {
     pub(crate) handle: Handle,
     pub(crate) length: u64,
     pub(crate) page_bytes: u64,
+    pub(crate) key: Name,
     pub(crate) writer: String,
+    pub(crate) host: String,
+    pub(crate) checksum: Option<Checksum>,
     /// Whether its writer had a budget, so that it weighs its entries among themselves.
     pub(crate) budgeted: bool,
     pub(crate) touched: Millis,
@@ -63,11 +78,22 @@ impl Entry {
 }
 
 #[derive(Debug)]
-pub(crate) struct Quarantine {
+pub(crate) struct Vanished {
     pub(crate) secret: Secret,
     pub(crate) instance: String,
+    pub(crate) host: String,
+    pub(crate) watched: bool,
+    pub(crate) writer: Writer,
     pub(crate) pages: BTreeMap<Generation, (Handle, u64)>,
     pub(crate) until: Millis,
+}
+
+/// A vacant page that caches may hold lines of.
+#[derive(Debug)]
+pub(crate) struct Stain {
+    pub(crate) handle: Handle,
+    pub(crate) page_bytes: u64,
+    pub(crate) hosts: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -79,7 +105,15 @@ pub(crate) struct Model {
     /// Those that ended, in that order, until they hold nothing.
     pub(crate) ended: VecDeque<SessionId>,
     pub(crate) entries: BTreeMap<Name, Entry>,
-    pub(crate) quarantines: BTreeMap<SessionId, Quarantine>,
+    /// What no key leads to, and somebody pins.
+    pub(crate) ghosts: BTreeMap<Generation, Entry>,
+    pub(crate) vanished: BTreeMap<SessionId, Vanished>,
+    pub(crate) stains: BTreeMap<Generation, Stain>,
+    /// Pages not used any more, with their sizes.
+    pub(crate) damaged: Vec<(Handle, u64)>,
+    /// All that were ever here.
+    pub(crate) hosts: BTreeSet<String>,
+    pub(crate) hosts_gone: BTreeSet<String>,
     pub(crate) budgets: BTreeMap<String, u64>,
     /// When a page of each region was last used.
     pub(crate) region_used: BTreeMap<u32, Millis>,
@@ -101,7 +135,12 @@ impl Model {
             sessions: BTreeMap::new(),
             ended: VecDeque::new(),
             entries: BTreeMap::new(),
-            quarantines: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
+            vanished: BTreeMap::new(),
+            stains: BTreeMap::new(),
+            damaged: Vec::new(),
+            hosts: BTreeSet::new(),
+            hosts_gone: BTreeSet::new(),
             budgets: BTreeMap::new(),
             region_used: BTreeMap::new(),
             gone: BTreeSet::new(),
@@ -126,6 +165,7 @@ impl Model {
         now: Millis,
         hello: &Hello<'_>,
         fresh: Secret,
+        watched: bool,
         got: &Result<Opened, Refusal>,
     ) {
         if let Some(resume) = hello.resume
@@ -135,7 +175,8 @@ impl Model {
         {
             session.phase = Phase::Connected;
             session.heard = now;
-            let opened = Opened { session: resume.session, secret: resume.secret, resumed: true };
+            let (secret, standing) = (resume.secret, Standing::Resumed);
+            let opened = Opened { session: resume.session, secret, standing };
             assert_eq!(*got, Ok(opened), "a session is resumed with its secret");
             return;
         }
@@ -146,8 +187,10 @@ impl Model {
         }
         let opened = got.clone().expect("there is room for a session");
         assert!(opened.session > self.last_session, "a new session has a new number");
-        assert!(!opened.resumed && opened.secret == fresh);
+        assert!(opened.standing == Standing::New && opened.secret == fresh);
         self.last_session = opened.session;
+        self.hosts.insert(hello.host.into());
+        self.hosts_gone.remove(hello.host);
         self.budgets.insert(hello.instance.into(), hello.budget_bytes);
         self.counters.sessions_opened += 1;
         let session = Session {
@@ -156,8 +199,10 @@ impl Model {
             host: hello.host.into(),
             phase: Phase::Connected,
             heard: now,
-            writer_gone: false,
+            watched,
+            writer: Writer::MayWrite,
             pins: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
             reservations: BTreeMap::new(),
             floor: 0,
             replies: BTreeMap::new(),
@@ -175,19 +220,19 @@ impl Model {
 
     /// Whether the session was not over before.
     pub(crate) fn writer_dead(&mut self, id: SessionId) -> bool {
-        self.writer_gone(id);
+        self.writer_gone(id, Writer::Dead);
         let ended = self.end(id);
         self.counters.sessions_dropped += u64::from(ended);
         ended
     }
 
-    pub(crate) fn writer_gone(&mut self, id: SessionId) {
+    pub(crate) fn writer_gone(&mut self, id: SessionId, how: Writer) {
         self.gone.insert(id);
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.writer_gone = true;
+            session.writer = session.writer.max(how);
         }
-        if let Some(quarantine) = self.quarantines.get_mut(&id) {
-            quarantine.until = Millis(0);
+        if let Some(vanished) = self.vanished.get_mut(&id) {
+            vanished.writer = vanished.writer.max(how);
         }
     }
 
@@ -209,6 +254,11 @@ impl Model {
         held.map(|(count, _)| count).sum()
     }
 
+    pub(crate) fn pins_on_ghost(&self, ghost: Generation) -> u32 {
+        let held = self.sessions.values().filter_map(|s| s.ghosts.get(&ghost));
+        held.map(|(count, _)| count).sum()
+    }
+
     pub(crate) fn being_written(&self, key: Name) -> bool {
         let mut reservations = self.sessions.values().flat_map(|s| s.reservations.values());
         reservations.any(|reservation| reservation.key == key)
@@ -219,25 +269,67 @@ impl Model {
         let sessions = self.sessions.values();
         let reserved =
             sessions.flat_map(|s| s.reservations.values().map(|r| (r.handle, r.page_bytes)));
-        let resident = self.entries.values().map(|e| (e.handle, e.page_bytes));
-        let quarantined = self.quarantines.values().flat_map(|q| q.pages.values().copied());
-        reserved.chain(resident).chain(quarantined).collect()
+        let entries = self.entries.values().chain(self.ghosts.values());
+        let resident = entries.map(|e| (e.handle, e.page_bytes));
+        let quarantined = self.vanished.values().flat_map(|one| one.pages.values().copied());
+        let stained = self.stains.values().map(|stain| (stain.handle, stain.page_bytes));
+        let vacant = quarantined.chain(stained).chain(self.damaged.iter().copied());
+        reserved.chain(resident).chain(vacant).collect()
     }
 
     /// Bytes of the pages that an instance reserved, wrote, or may still be writing.
     pub(crate) fn charged(&self, instance: &str) -> u64 {
         let sessions = self.sessions.values().filter(|s| s.instance == instance);
         let reserved = sessions.flat_map(|s| s.reservations.values().map(|r| r.page_bytes));
-        let entries = self.entries.values().filter(|e| e.writer == instance);
-        let kept = self.quarantines.values().filter(|q| q.instance == instance);
+        let entries = self.entries.values().chain(self.ghosts.values());
+        let entries = entries.filter(|e| e.writer == instance);
+        let kept = self.vanished.values().filter(|one| one.instance == instance);
         let quarantined = kept.flat_map(|q| q.pages.values().map(|(_, bytes)| *bytes));
         reserved.chain(entries.map(|e| e.page_bytes)).chain(quarantined).sum()
     }
 
-    fn place(&self, handle: Handle, page_bytes: u64) -> (u32, u32) {
+    fn place(&self, handle: Handle, page_bytes: u64) -> PageAt {
         let (offset, _) = self.regions[handle.region.0 as usize];
         let index = (handle.offset - offset) / page_bytes;
-        (handle.region.0, u32::try_from(index).expect("regions are small"))
+        let index = u32::try_from(index).expect("regions are small");
+        PageAt { region: handle.region.0, index }
+    }
+
+    /// What a directory shows that was made again: as before, but for what sessions held, which is
+    /// unclaimed or free.
+    pub(crate) fn compare_recovered(&self, after: &Snapshot) {
+        let mut lasting = BTreeMap::new();
+        let mut add =
+            |handle: Handle, bytes, owner| lasting.insert(self.place(handle, bytes), owner);
+        for (key, entry) in &self.entries {
+            add(entry.handle, entry.page_bytes, Owner::Resident(key.to_vec()));
+        }
+        for stain in self.stains.values() {
+            add(stain.handle, stain.page_bytes, Owner::Stained(stain.hosts.clone()));
+        }
+        let ghosts = self.ghosts.values().map(|ghost| (ghost.handle, ghost.page_bytes));
+        for (handle, bytes) in self.damaged.iter().copied().chain(ghosts) {
+            add(handle, bytes, Owner::Damaged);
+        }
+        for (id, held) in &self.vanished {
+            for (handle, bytes) in held.pages.values() {
+                add(*handle, *bytes, Owner::Quarantined(*id, None));
+            }
+        }
+        let found = after.pages.iter().filter(|(_, (_, owner))| *owner != Owner::Unclaimed);
+        let found: BTreeMap<_, _> = found
+            .map(|(at, (_, owner))| match owner {
+                Owner::Quarantined(id, _) => (*at, Owner::Quarantined(*id, None)),
+                owner => (*at, owner.clone()),
+            })
+            .collect();
+        assert_eq!(found, lasting, "the directory made again (left), and reference");
+        let held = self.sessions.values().flat_map(|s| s.reservations.values());
+        for held in held {
+            let page = after.pages.get(&self.place(held.handle, held.page_bytes));
+            let kept = matches!(page, Some((_, Owner::Unclaimed)));
+            assert!(kept, "{held:?} could be granted to others: {page:?}");
+        }
     }
 
     /// Everything a snapshot shows must be what the reference knows.
@@ -255,20 +347,40 @@ impl Model {
         for (key, entry) in &self.entries {
             own(entry.handle, entry.page_bytes, Owner::Resident(key.to_vec()));
         }
-        for (id, held) in &self.quarantines {
+        for ghost in self.ghosts.values() {
+            let pins = self.pins_on_ghost(ghost.handle.generation);
+            own(ghost.handle, ghost.page_bytes, Owner::Ghost(pins));
+        }
+        for (id, held) in &self.vanished {
+            let until = (!held.watched).then_some(held.until);
             for (handle, bytes) in held.pages.values() {
-                own(*handle, *bytes, Owner::Quarantined(*id, held.until));
+                own(*handle, *bytes, Owner::Quarantined(*id, until));
             }
+        }
+        for stain in self.stains.values() {
+            own(stain.handle, stain.page_bytes, Owner::Stained(stain.hosts.clone()));
+        }
+        for (handle, bytes) in &self.damaged {
+            own(*handle, *bytes, Owner::Damaged);
         }
         assert_eq!(after.pages, pages, "directory (left) and reference: pages");
         let entries = self.entries.iter();
-        let entries: BTreeMap<_, _> = entries
-            .map(|(key, entry)| (key.to_vec(), (entry.handle, self.pins_on(key), entry.touched)))
-            .collect();
+        let seen = |(key, entry): (&Name, &Entry)| {
+            let length = u32::try_from(entry.length).expect("pages are small");
+            let (pins, touched) = (self.pins_on(key), entry.touched);
+            (key.to_vec(), rules::Seen { handle: entry.handle, length, pins, touched })
+        };
+        let entries: BTreeMap<_, _> = entries.map(seen).collect();
         assert_eq!(after.entries, entries, "directory (left) and reference: entries");
         let live = self.sessions.iter().filter(|(_, s)| s.phase != Phase::Ended);
         let pins: BTreeMap<_, _> = live
-            .flat_map(|(id, s)| s.pins.iter().map(|(key, held)| ((*id, key.to_vec()), held.0)))
+            .flat_map(|(id, s)| {
+                let handle = |key: &Name| self.entries[key].handle;
+                let pins = s.pins.iter().map(move |(key, held)| ((*id, handle(key)), held.0));
+                let handle = |ghost: &Generation| self.ghosts[ghost].handle;
+                let ghosts = s.ghosts.iter().map(move |(at, held)| ((*id, handle(at)), held.0));
+                pins.chain(ghosts)
+            })
             .collect();
         assert_eq!(after.pins, pins, "directory (left) and reference: pins");
     }

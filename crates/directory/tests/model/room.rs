@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maru_directory::Millis;
 use maru_directory::rules::Snapshot;
-use maru_protocol::{Answer, Body, Location, Refusal, ReserveOutcome};
+use maru_protocol::{
+    Answer, Body, Generation, Handle, Location, Refusal, ReserveOutcome, SessionId,
+};
 
 use crate::answers::{Seen, name};
 use crate::reference::{Entry, Model, Name, Reservation};
@@ -37,6 +39,7 @@ impl Model {
             let refused = before[place].or(shortage).or_else(|| conflict(self, key));
             let outcome = refused.unwrap_or_else(|| {
                 let location = granted(seen.answer, place);
+                self.take_stained(seen.id, location.handle, page_bytes);
                 self.check_grant(location, length, page_bytes);
                 let reservation =
                     Reservation { key, tag, handle: location.handle, page_bytes, since: seen.now };
@@ -48,6 +51,31 @@ impl Model {
             outcomes.push(outcome);
         }
         Ok(outcomes)
+    }
+
+    /// Stained pages that only this session's host can have, of one size.
+    fn own_stains(&self, id: SessionId, page_bytes: u64) -> Vec<Generation> {
+        let host = &self.sessions[&id].host;
+        let own = self
+            .stains
+            .iter()
+            .filter(|(_, stain)| stain.page_bytes == page_bytes && stain.hosts.iter().eq([host]));
+        own.map(|(generation, _)| *generation).collect()
+    }
+
+    /// If there are any, they go first.
+    fn take_stained(&mut self, id: SessionId, granted: Handle, page_bytes: u64) {
+        let own = self.own_stains(id, page_bytes);
+        let place = |handle: Handle| (handle.region, handle.offset);
+        let at = |stain: &Generation| place(self.stains[stain].handle) == place(granted);
+        let taken = own.iter().copied().find(at);
+        assert!(
+            taken.is_some() || own.is_empty(),
+            "{granted:?} was granted, and {own:?} were left"
+        );
+        if let Some(taken) = taken {
+            self.stains.remove(&taken);
+        }
     }
 
     fn count(&mut self, outcome: ReserveOutcome) {
@@ -101,6 +129,7 @@ impl Model {
         if own.map(|(_, entry)| entry.page_bytes).sum::<u64>() < excess {
             return Err(ReserveOutcome::OverBudget);
         }
+        let wanted = wanted.saturating_sub(self.own_stains(seen.id, page_bytes).len() as u64);
         if self.pages_possible(page_bytes) < wanted {
             return Err(ReserveOutcome::OutOfMemory);
         }

@@ -1,17 +1,17 @@
 //! A directory and its reference side by side: each [`Op`] is done to both, and after each step
 //! they must agree and every rule must hold.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use maru_directory::rules::{self, Rule, Snapshot, Step};
-use maru_directory::{Directory, Millis};
+use maru_directory::{Config, Directory, Millis, ProcessId, Record, Recovery};
 use maru_protocol::{
     Answer, Body, Counters, EntryInfo, Handle, Hello, HolderInfo, Reply, Request, ReserveOutcome,
-    Resume, Secret, SessionId,
+    Resume, Secret, SessionId, Standing,
 };
 
 use crate::answers::Effect;
-use crate::op::{Acked, Ask, INSTANCES, KEYS, Numbering, Op, Resuming, Setup, budget};
+use crate::op::{Acked, Ask, HOSTS, INSTANCES, KEYS, Numbering, Op, Resuming, Setup, budget};
 use crate::reference::{Model, Phase};
 
 /// Requests remembered, to be sent again.
@@ -40,6 +40,10 @@ pub(crate) struct World {
     pub(crate) handles: Vec<Handle>,
     history: VecDeque<(SessionId, Request<'static>)>,
     snapshot: Snapshot,
+    /// All records so far.
+    log: Vec<u8>,
+    /// Hosts that were ever said to be gone.
+    hosts_gone: BTreeSet<String>,
 }
 
 impl World {
@@ -58,12 +62,16 @@ impl World {
             sessions: Vec::new(),
             handles: Vec::new(),
             history: VecDeque::new(),
+            log: Vec::new(),
+            hosts_gone: BTreeSet::new(),
         }
     }
 
     pub(crate) fn step(&mut self, op: &Op) {
         match op {
-            Op::Hello { peer, budget, resuming } => self.hello(*peer, *budget, *resuming),
+            Op::Hello { peer, budget, resuming, watched } => {
+                self.hello(*peer, *budget, *resuming, *watched);
+            }
             Op::Disconnect { peer } => {
                 if let Some((id, _)) = self.peer(*peer).session {
                     self.directory.disconnected(self.now, id);
@@ -83,6 +91,15 @@ impl World {
             Op::Tick => {
                 self.tick();
             }
+            Op::Condemn { handle } => {
+                let recent = self.handles.iter().rev().nth(usize::from(*handle) % 16);
+                if let Some(handle) = recent.copied() {
+                    let condemned = self.directory.condemn(handle);
+                    assert_eq!(condemned, self.model.condemn(handle));
+                    self.after(None);
+                }
+            }
+            Op::Recover { compact } => self.recover(*compact),
             Op::Replay { back } => {
                 let place = self.history.len().checked_sub(1 + usize::from(*back) % HISTORY);
                 if let Some((id, request)) = place.and_then(|place| self.history.get(place)) {
@@ -106,7 +123,7 @@ impl World {
         self.sessions.iter().rev().nth(place).copied()
     }
 
-    fn hello(&mut self, peer: u8, choice: u8, resuming: Resuming) {
+    fn hello(&mut self, peer: u8, choice: u8, resuming: Resuming, watched: bool) {
         let place = usize::from(peer) % INSTANCES.len();
         let resume = match resuming {
             Resuming::Not => None,
@@ -116,15 +133,15 @@ impl World {
         };
         let hello = Hello {
             instance: INSTANCES[place],
-            host: "host",
+            host: HOSTS[place],
             budget_bytes: budget(choice),
             resume: resume.map(|(session, secret)| Resume { session, secret }),
         };
         let fresh = Secret((self.sessions.len() as u128).to_le_bytes());
-        let got = self.directory.hello(self.now, &hello, fresh);
-        self.model.hello(self.now, &hello, fresh, &got);
-        let before = self.after(None);
-        unchanged(Rule::Once, &before, &self.snapshot);
+        let process = watched.then_some(ProcessId { pid: 1, started: 2 });
+        let got = self.directory.hello(self.now, &hello, fresh, process);
+        self.model.hello(self.now, &hello, fresh, watched, &got);
+        self.after(None);
         let Ok(opened) = got else {
             return;
         };
@@ -132,7 +149,7 @@ impl World {
         if self.peers[place].session != Some(session) {
             self.peers[place] = Peer { session: Some(session), sent: 0 };
         }
-        if !opened.resumed {
+        if opened.standing == Standing::New {
             self.sessions.push(session);
         }
     }
@@ -172,7 +189,7 @@ impl World {
     fn ask_numbered(&mut self, peer: u8, revive: bool, by: Numbering, acked: Acked, ask: &Ask) {
         let place = usize::from(peer) % INSTANCES.len();
         if revive && !self.is_connected(place) {
-            self.hello(peer, peer, Resuming::Own);
+            self.hello(peer, peer, Resuming::Own, peer % 2 == 0);
         }
         let Peer { session: Some((id, _)), sent } = self.peers[place] else {
             return;
@@ -219,6 +236,7 @@ impl World {
         let reply = self.directory.apply(self.now, id, request);
         let after = Snapshot::of(&self.directory);
         let effect = self.model.apply(self.now, id, request, &reply, &after);
+        self.hosts_gone.extend(self.model.hosts_gone.iter().cloned());
         self.learn_handles(&reply);
         let before = self.after(Some(id));
         match effect {
@@ -239,6 +257,30 @@ impl World {
         }
     }
 
+    /// Makes another directory of the records: it has all that was acknowledged (rule 9).
+    fn recover(&mut self, compact: bool) {
+        self.log.extend(self.directory.take_records());
+        if compact {
+            self.log = self.directory.checkpoint();
+            for (page, generation) in self.directory.chunks().collect::<Vec<_>>() {
+                self.directory.append_stored(page, generation, &mut self.log);
+            }
+        }
+        let mut recovery = Recovery::new(&self.setup.geometry()).expect("the setup is legal");
+        let mut log = &self.log[..];
+        while !log.is_empty() {
+            let record = Record::take(&mut log).expect("it was written whole");
+            recovery.replay(record).expect("it makes sense");
+        }
+        let config = Config { epoch: 8, ..self.setup.config() };
+        let other = recovery.finish(config, self.now).expect("the records make sense");
+        let after = Snapshot::of(&other);
+        let checked = rules::acknowledged_is_recoverable(&self.snapshot, &after)
+            .and_then(|()| rules::check(&other, self.now));
+        checked.unwrap_or_else(|violation| panic!("{violation}"));
+        self.model.compare_recovered(&after);
+    }
+
     /// Checks every rule, and the reference against the directory. Returns the snapshot before.
     fn after(&mut self, actor: Option<SessionId>) -> Snapshot {
         let after = Snapshot::of(&self.directory);
@@ -248,6 +290,7 @@ impl World {
             after: &self.snapshot,
             actor,
             gone: &self.model.gone,
+            hosts_gone: &self.hosts_gone,
             now: self.now,
         };
         let checked =
@@ -302,10 +345,17 @@ impl World {
             self.now = self.now + long;
         }
         while self.tick() {}
-        let full = self.snapshot.pages.len() == self.snapshot.entries.len();
+        for id in self.model.vanished.keys().copied().collect::<Vec<_>>() {
+            self.directory.writer_dead(self.now, id);
+            self.model.writer_dead(id);
+            self.after(None);
+        }
+        while self.tick() {}
+        let vacant = self.model.stains.len() + self.model.damaged.len();
+        let full = self.snapshot.pages.len() == self.snapshot.entries.len() + vacant;
         assert!(full && self.model.sessions.is_empty(), "nobody is left, and nothing is held");
         assert_eq!(self.model.pins_on(KEYS[0]), 0);
-        self.hello(0, 0, Resuming::Not);
+        self.hello(0, 0, Resuming::Not, false);
         let (id, _) = self.peers[0].session.expect("there is room");
         let reply = self.ask(id, &Request { seq: 1, acked: 0, body: Body::Stats });
         match reply.result {

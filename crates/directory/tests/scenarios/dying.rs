@@ -153,7 +153,8 @@ fn a_hundred_thousand_pins_are_released_a_bounded_part_at_a_time() {
             maru_protocol::ReserveOutcome::Granted(location) => location.handle,
             other => panic!("{other:?}"),
         });
-        let items = granted.map(|handle| maru_protocol::CommitItem { handle, length: 1 });
+        let items =
+            granted.map(|handle| maru_protocol::CommitItem { handle, length: 1, checksum: None });
         let items = items.collect();
         pool.directory.apply(
             pool.now,
@@ -188,11 +189,11 @@ fn the_sessions_are_limited_and_their_places_come_back() {
     let mut pool = Pool::with(config, &memory(2));
     let a = pool.hello("a");
     let hello = maru_protocol::Hello { instance: "b", host: "host", budget_bytes: 0, resume: None };
-    let refused = pool.directory.hello(pool.now, &hello, Pool::secret(9));
+    let refused = pool.directory.hello(pool.now, &hello, Pool::secret(9), None);
     assert_eq!(refused, Err(Refusal::TooManySessions { limit: 1 }));
     pool.ask(a, Body::Goodbye).unwrap();
     pool.tick(0);
-    assert!(pool.directory.hello(pool.now, &hello, Pool::secret(9)).is_ok());
+    assert!(pool.directory.hello(pool.now, &hello, Pool::secret(9), None).is_ok());
 }
 
 #[test]

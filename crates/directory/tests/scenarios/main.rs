@@ -3,8 +3,11 @@
 // Helpers of tests stand outside of the test functions.
 #![allow(clippy::unwrap_used)]
 
+mod damaging;
 mod dying;
+mod hosts;
 mod pool;
+mod restarting;
 mod room;
 mod sharing;
 mod telling;

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use maru_directory::rules;
-use maru_directory::{Config, DeviceSpan, Directory, Geometry, Millis, Tick};
+use maru_directory::rules::{self, Snapshot};
+use maru_directory::{
+    Config, DeviceSpan, Directory, Geometry, Millis, ProcessId, Record, Recovery, Tick,
+};
 use maru_protocol::{
-    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Handle, Hello, Key, Location, Presence,
-    Refusal, RegionInfo, ReleaseOutcome, Request, ReserveOutcome, Resume, Secret, SessionId, Stats,
+    Answer, Body, Chunk, CommitItem, CommitOutcome, DeleteOutcome, Handle, Hello, Key, Location,
+    PinClaim, Presence, Refusal, RegionInfo, ReleaseOutcome, Request, ReservationClaim,
+    ReserveOutcome, Resume, Secret, SessionId, Standing, Stats,
 };
 
 /// The page size of most stories, in bytes: a region has two of them.
@@ -22,6 +25,7 @@ pub(crate) fn config() -> Config {
         batch_max: 8,
         watermark_high_permille: 1000,
         watermark_low_permille: 1000,
+        recorded: true,
         ..Config::default()
     }
 }
@@ -37,8 +41,11 @@ pub(crate) fn memory(mib: u64) -> Geometry {
 pub(crate) struct Pool {
     pub(crate) directory: Directory,
     pub(crate) now: Millis,
+    memory: Geometry,
     sent: BTreeMap<SessionId, u64>,
     secrets: u8,
+    /// All records so far.
+    log: Vec<u8>,
 }
 
 impl Pool {
@@ -50,8 +57,10 @@ impl Pool {
         Self {
             directory: Directory::new(config, memory, Millis(0)).unwrap(),
             now: Millis(0),
+            memory: memory.clone(),
             sent: BTreeMap::new(),
             secrets: 0,
+            log: Vec::new(),
         }
     }
 
@@ -65,22 +74,81 @@ impl Pool {
     }
 
     pub(crate) fn hello_with_budget(&mut self, instance: &str, budget_bytes: u64) -> SessionId {
+        self.open(&Hello { instance, host: "host", budget_bytes, resume: None }, None)
+    }
+
+    /// A session of an instance on this host.
+    pub(crate) fn hello_from(&mut self, instance: &str, host: &str) -> SessionId {
+        self.open(&Hello { instance, host, budget_bytes: 0, resume: None }, None)
+    }
+
+    /// A session whose process would be seen to die.
+    pub(crate) fn hello_watched(&mut self, instance: &str) -> SessionId {
+        let hello = Hello { instance, host: "host", budget_bytes: 0, resume: None };
+        self.open(&hello, Some(ProcessId { pid: 1, started: 2 }))
+    }
+
+    fn open(&mut self, hello: &Hello<'_>, process: Option<ProcessId>) -> SessionId {
         self.secrets += 1;
-        let hello = Hello { instance, host: "host", budget_bytes, resume: None };
         let secret = Self::secret(self.secrets);
-        self.directory.hello(self.now, &hello, secret).unwrap().session
+        self.directory.hello(self.now, hello, secret, process).unwrap().session
     }
 
     /// Whether the session is resumed with this secret; if not, a new one is opened.
     pub(crate) fn resume(&mut self, session: SessionId, secret: Secret) -> bool {
-        let hello = Hello {
-            instance: "back",
-            host: "host",
-            budget_bytes: 0,
-            resume: Some(Resume { session, secret }),
-        };
+        self.standing(session, secret) == Standing::Resumed
+    }
+
+    /// As which a session comes back.
+    pub(crate) fn standing(&mut self, session: SessionId, secret: Secret) -> Standing {
+        let resume = Some(Resume { session, secret });
+        let hello = Hello { instance: "back", host: "host", budget_bytes: 0, resume };
         let fresh = Secret([200; 16]);
-        self.directory.hello(self.now, &hello, fresh).unwrap().resumed
+        self.directory.hello(self.now, &hello, fresh, None).unwrap().standing
+    }
+
+    /// The server is killed at this moment, and another takes its place.
+    pub(crate) fn restart(&mut self) {
+        self.log.extend(self.directory.take_records());
+        let before = Snapshot::of(&self.directory);
+        let old = self.directory.config();
+        let config = Config { epoch: old.epoch + 1, ..old.clone() };
+        let mut recovery = Recovery::new(&self.memory).unwrap();
+        let mut log = &self.log[..];
+        while !log.is_empty() {
+            recovery.replay(Record::take(&mut log).unwrap()).unwrap();
+        }
+        self.directory = recovery.finish(config, self.now).unwrap();
+        rules::check(&self.directory, self.now).unwrap();
+        let after = Snapshot::of(&self.directory);
+        rules::acknowledged_is_recoverable(&before, &after).unwrap();
+    }
+
+    /// The log begins anew with a checkpoint and what is resident.
+    pub(crate) fn compact(&mut self) {
+        drop(self.directory.take_records());
+        self.log = self.directory.checkpoint();
+        for (page, generation) in self.directory.chunks().collect::<Vec<_>>() {
+            self.directory.append_stored(page, generation, &mut self.log);
+        }
+    }
+
+    /// The `n`th session comes back after a restart, and claims this.
+    pub(crate) fn claim(
+        &mut self,
+        id: SessionId,
+        n: u8,
+        pins: &[(Handle, u32)],
+        reservations: &[(Handle, &str)],
+    ) -> Result<Answer, Refusal> {
+        assert_eq!(self.standing(id, Self::secret(n)), Standing::Restored);
+        let pins = pins.iter().map(|(handle, count)| PinClaim { handle: *handle, count: *count });
+        let reservations = reservations.iter().map(|(handle, name)| {
+            let key = Key::new(name.as_bytes()).unwrap();
+            ReservationClaim { handle: *handle, key, tag: 0, committing: None }
+        });
+        let (pins, reservations) = (pins.collect(), reservations.collect());
+        self.ask(id, Body::Claim { pins, reservations, commits: Vec::new(), last: true })
     }
 
     /// Asks under the next number, with all before acknowledged.
@@ -133,7 +201,7 @@ impl Pool {
     }
 
     pub(crate) fn commit(&mut self, id: SessionId, handle: Handle, length: u64) -> CommitOutcome {
-        let items = vec![CommitItem { handle, length }];
+        let items = vec![CommitItem { handle, length, checksum: None }];
         match self.ask(id, Body::Commit { items, pins: 0 }) {
             Ok(Answer::Committed(outcomes)) => outcomes[0],
             other => panic!("a commit is answered {other:?}"),
@@ -144,7 +212,8 @@ impl Pool {
     pub(crate) fn store_sized(&mut self, id: SessionId, name: &str, page_bytes: u64) -> Location {
         let handle = self.grant(id, name, page_bytes);
         let location = Location::new(handle, page_bytes);
-        assert_eq!(self.commit(id, handle, page_bytes), CommitOutcome::Committed(location));
+        let outcome = self.commit(id, handle, page_bytes);
+        assert_eq!(outcome, CommitOutcome::Committed(local(location)));
         location
     }
 
@@ -163,7 +232,7 @@ impl Pool {
     pub(crate) fn acquire(&mut self, id: SessionId, name: &str) -> Option<Location> {
         let body = Body::Acquire { keys: keys(&[name]), pins: 1, stop_at_miss: false };
         match self.ask(id, body) {
-            Ok(Answer::Acquired(found)) => found[0],
+            Ok(Answer::Acquired(found)) => found[0].map(|chunk| chunk.location),
             other => panic!("an acquire is answered {other:?}"),
         }
     }
@@ -209,6 +278,11 @@ impl Pool {
             other => panic!("regions are answered {other:?}"),
         }
     }
+}
+
+/// A chunk of the reader's own host, without a checksum.
+pub(crate) const fn local(location: Location) -> Chunk {
+    Chunk { location, checksum: None, foreign: false }
 }
 
 fn released(answer: Result<Answer, Refusal>) -> ReleaseOutcome {

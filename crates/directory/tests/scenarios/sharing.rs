@@ -6,7 +6,7 @@ use maru_protocol::{
     ReleaseOutcome, Request, ReserveOutcome, SessionId,
 };
 
-use crate::pool::{MIB, Pool, keys};
+use crate::pool::{MIB, Pool, keys, local};
 
 #[test]
 fn the_first_commit_wins_and_the_loser_gets_the_winners_location() {
@@ -16,8 +16,8 @@ fn the_first_commit_wins_and_the_loser_gets_the_winners_location() {
     assert_ne!(first.offset, second.offset);
     assert_eq!(pool.acquire(b, "k"), None, "rule 2: nothing unfinished is visible");
     let winner = Location::new(second, 77);
-    assert_eq!(pool.commit(b, second, 77), CommitOutcome::Committed(winner));
-    assert_eq!(pool.commit(a, first, MIB), CommitOutcome::Superseded(winner));
+    assert_eq!(pool.commit(b, second, 77), CommitOutcome::Committed(local(winner)));
+    assert_eq!(pool.commit(a, first, MIB), CommitOutcome::Superseded(local(winner)));
     assert_eq!(pool.acquire(a, "k"), Some(winner));
     assert_eq!(pool.stats(a).pages_reserved, 0, "the loser's page is free again");
 }
@@ -88,7 +88,7 @@ fn a_commit_can_pin_in_the_same_step() {
     let mut pool = Pool::new(4);
     let a = pool.hello("a");
     let handle = pool.grant(a, "k", MIB);
-    let items = vec![CommitItem { handle, length: 1 }];
+    let items = vec![CommitItem { handle, length: 1, checksum: None }];
     pool.ask(a, Body::Commit { items, pins: 2 }).unwrap();
     assert_eq!(pool.stats(a).pins, 2);
     assert_eq!(pool.delete(a, "k"), DeleteOutcome::Pinned);
@@ -117,9 +117,9 @@ fn an_acquire_can_stop_at_the_first_miss() {
         let keys = keys(&["1", "2", "3"]);
         pool.ask(a, Body::Acquire { keys, pins: 1, stop_at_miss })
     };
-    let prefix = Answer::Acquired(vec![Some(one)]);
+    let prefix = Answer::Acquired(vec![Some(local(one))]);
     assert_eq!(acquire(true), Ok(prefix));
-    let all = Answer::Acquired(vec![Some(one), None, Some(three)]);
+    let all = Answer::Acquired(vec![Some(local(one)), None, Some(local(three))]);
     assert_eq!(acquire(false), Ok(all));
     assert_eq!(pool.stats(a).pins, 3);
 }

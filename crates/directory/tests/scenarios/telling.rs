@@ -74,7 +74,7 @@ fn names_have_1_to_128_printable_characters() {
     let long = "x".repeat(129);
     let mut hello = |instance, host| {
         let hello = Hello { instance, host, budget_bytes: 0, resume: None };
-        pool.directory.hello(pool.now, &hello, Pool::secret(1)).is_ok()
+        pool.directory.hello(pool.now, &hello, Pool::secret(1), None).is_ok()
     };
     for name in ["", "\n", "a\u{7f}", &long] {
         assert!(!hello(name, "host") && !hello("instance", name), "{name:?}");
@@ -89,7 +89,7 @@ fn too_large_a_batch_is_refused() {
     let three = || keys(&["1", "2", "3"]);
     let (pins, stop_at_miss) = (1, false);
     let handle = pool.grant(a, "k", 4096);
-    let item = maru_protocol::CommitItem { handle, length: 1 };
+    let item = maru_protocol::CommitItem { handle, length: 1, checksum: None };
     let bodies = [
         Body::Contains { keys: three() },
         Body::Touch { keys: three() },

@@ -68,7 +68,7 @@ fn a_new_device_is_private_sparse_and_found_again() {
         assert_eq!((opened.uuid(), opened.bytes()), (device.uuid(), device.bytes()));
         let identity = inspect(device.path()).unwrap();
         assert_eq!((identity.uuid, identity.kind), (device.uuid(), kind));
-        assert_eq!((identity.bytes, identity.format_version), (32 * MIB, 1));
+        assert_eq!((identity.bytes, identity.format_version), (32 * MIB, 2));
         assert!(identity.in_use && identity.created_unix_ms > 0);
     }
 }
@@ -176,7 +176,7 @@ fn foreign_and_damaged_files_are_refused_and_untouched() {
     }
     let mut newer = good.clone();
     newer[8] = 9;
-    check(&newer, HeaderError::WrongVersion { found: 9, supported: 1 });
+    check(&newer, HeaderError::WrongVersion { found: 9, supported: 2 });
     let mut torn = good.clone();
     torn[20] ^= 1;
     check(&torn, HeaderError::Corrupt { what: "its checksum does not match" });
@@ -296,4 +296,21 @@ fn a_real_device_serves_pages() {
     let path = device.path().to_owned();
     drop(device);
     assert_eq!(Device::open_owner(path).unwrap().uuid(), opened.uuid());
+}
+
+#[test]
+fn a_device_knows_the_epoch_it_was_served_in_last() {
+    let dir = shm_dir();
+    let mut device = create(&dir, "pool", 8 * MIB);
+    let path = device.path().to_owned();
+    assert_eq!((device.epoch(), device.was_in_service()), (0, false));
+    device.begin_epoch(7).unwrap();
+    drop(device);
+    let mut killed = Device::open_owner(&path).unwrap();
+    assert_eq!((killed.epoch(), killed.was_in_service()), (7, true));
+    killed.end_service().unwrap();
+    drop(killed);
+    let ended = Device::open_owner(&path).unwrap();
+    assert_eq!((ended.epoch(), ended.was_in_service()), (7, false));
+    assert_eq!(inspect(&path).unwrap().epoch, 7);
 }

@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use maru_directory::Config;
 use maru_protocol::{
     Answer, Body, Frame, FrameKind, Hello, Refusal, Reply, Request, Resume, Welcome,
 };
@@ -18,15 +17,10 @@ pub(crate) struct Pool {
 }
 
 pub(crate) fn config(folder: &Path) -> ServerConfig {
+    let spec = format!("{}:8MiB", folder.join("pool").display());
     ServerConfig {
-        pool: PoolConfig::Temporary(
-            format!("{}:8MiB", folder.join("pool").display()).parse().unwrap(),
-        ),
         socket: Some(folder.join("socket")),
-        listen: None,
-        region_bytes: None,
-        populate: false,
-        directory: Config::default(),
+        ..ServerConfig::new(PoolConfig::Temporary(spec.parse().unwrap()))
     }
 }
 
