@@ -123,14 +123,16 @@ impl Conversation {
     /// or goes on with it. Returns the frames that are to be sent now, in their order: everything
     /// unanswered.
     ///
-    /// [`ClientError::SessionLost`] once all is closed.
+    /// [`ClientError::SessionLost`] if the connection is of no use, since the session that it resumes
+    /// was lost meanwhile, or all is closed.
     pub fn welcomed(
         &mut self,
         now: Duration,
         sent: Duration,
         welcome: &Welcome,
     ) -> Result<impl Iterator<Item = &[u8]>, ClientError> {
-        if self.closed {
+        let going_on = self.hello()?.is_some_and(|resume| resume.session == welcome.session);
+        if welcome.resumed && !going_on {
             return Err(ClientError::SessionLost);
         }
         if !welcome.resumed {

@@ -203,6 +203,8 @@ fn nothing_is_asked_before_a_session() {
     let mut talk = Conversation::new(64);
     assert!(!talk.may_ask() && talk.session().is_none());
     assert!(matches!(talk.ask(ms(0), None, Body::Renew), Err(ClientError::SessionLost)));
+    assert!(talk.welcomed(ms(0), ms(0), &welcome(1, true)).is_err(), "it has none to go on with");
+    assert!(talk.session().is_none());
 }
 
 #[test]
@@ -303,6 +305,23 @@ fn what_is_no_reply_closes_the_connection_and_changes_nothing() {
     let error = talk.received(refused).unwrap_err();
     assert!(matches!(&error, ConnectionError::Refused(found) if *found == refusal), "{error}");
     assert_eq!(connect(&mut talk, ms(2), &welcome(1, true)), [seq]);
+}
+
+/// It was gone on with, as the present one, and all pages were lost from the start.
+#[test]
+fn a_session_that_is_given_up_while_it_is_resumed_is_not_gone_on_with() {
+    let mut talk = begun();
+    let old = session(&talk);
+    let seq = ask(&mut talk, ms(1), Body::Renew);
+    assert!(talk.hello().unwrap().is_some());
+    assert!(talk.give_up(&old));
+    assert!(matches!(talk.take_outcome(seq), Some(Err(ClientError::SessionLost))));
+    let resumed = talk.welcomed(ms(2), ms(1), &welcome(1, true)).map(|_| ());
+    assert!(matches!(resumed, Err(ClientError::SessionLost)));
+    assert_eq!(talk.hello().unwrap(), None);
+    connect(&mut talk, ms(3), &welcome(2, false));
+    assert!(!talk.give_up(&old), "it is not the present one");
+    assert!(!session(&talk).is_lost());
 }
 
 #[test]
