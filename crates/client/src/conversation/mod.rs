@@ -215,10 +215,7 @@ impl Conversation {
             result => result.map_err(ClientError::Refused),
         });
         if pending.abandoned {
-            if let Some(Ok(answer)) = &pending.outcome {
-                self.orphans.extend(Return::all_of(&pending.session, answer, pending.pins));
-            }
-            self.pending.remove(&reply.seq);
+            self.abandon(reply.seq);
         }
         if ended { Err(ConnectionError::SessionEnded) } else { Ok(()) }
     }
@@ -233,8 +230,16 @@ impl Conversation {
     /// Nobody waits for the outcome any more. The server may still apply the request: what that
     /// grants is to be given back, see [`Conversation::take_orphans`].
     pub fn abandon(&mut self, seq: u64) {
-        if let Some(pending) = self.pending.get_mut(&seq) {
-            pending.abandoned = true;
+        let Some(pending) = self.pending.get_mut(&seq) else {
+            return;
+        };
+        pending.abandoned = true;
+        if let Some(outcome) = pending.outcome.take() {
+            if let Ok(answer) = outcome {
+                let returns = Return::all_of(&pending.session, &answer, pending.pins);
+                self.orphans.extend(returns);
+            }
+            self.pending.remove(&seq);
         }
     }
 

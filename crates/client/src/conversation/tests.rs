@@ -154,15 +154,22 @@ fn what_is_granted_to_nobody_is_given_back() {
     for (body, answer, granted) in cases {
         let mut talk = begun();
         let session = session(&talk);
-        let late = ask(&mut talk, ms(1), body);
+        // The answer may come after the caller has gone, or while it is about to go.
+        let late = ask(&mut talk, ms(1), body.clone());
         talk.abandon(late);
         assert!(!talk.has_orphans());
         assert_eq!(connect(&mut talk, ms(2), &welcome(1, true)), [late], "it is still asked");
         reply(&mut talk, late, Ok(answer.clone())).unwrap();
         assert_eq!(orphans(&mut talk, &session), granted);
+        let hasty = ask(&mut talk, ms(3), body);
+        reply(&mut talk, hasty, Ok(answer)).unwrap();
+        talk.abandon(hasty);
+        assert_eq!(orphans(&mut talk, &session), granted);
         // Once, and nobody hears of it.
-        reply(&mut talk, late, Ok(answer)).unwrap();
-        assert!(talk.take_outcome(late).is_none() && !talk.has_orphans());
+        for seq in [late, hasty] {
+            done(&mut talk, seq);
+            assert!(talk.take_outcome(seq).is_none() && !talk.has_orphans());
+        }
     }
 }
 

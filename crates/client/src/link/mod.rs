@@ -196,7 +196,9 @@ impl Link {
         let started = self.now();
         let mut state = self.admit(started)?;
         let (mapped, seq) = state.ask(self.now(), session, body)?;
+        let mut waited = Ok(());
         loop {
+            // It may have come and the connection be lost again.
             if let Some(outcome) = state.conversation.take_outcome(seq) {
                 drop(state);
                 // Whoever still waits needs a reader.
@@ -204,18 +206,15 @@ impl Link {
                 return Ok((mapped, outcome?));
             }
             let patience = self.patience(started);
-            if patience.is_zero() {
-                state.conversation.abandon(seq);
+            if waited.is_ok() && patience.is_zero() {
                 self.give_up_on_a_hang(&mut state);
-                return Err(Failed { error: self.timeout(), in_flight: true });
+                waited = Err(self.timeout());
             }
-            state = match self.wait(state, started, patience) {
-                (state, Ok(())) => state,
-                (mut state, Err(error)) => {
-                    state.conversation.abandon(seq);
-                    return Err(Failed { error, in_flight: true });
-                }
-            };
+            if let Err(error) = waited {
+                state.conversation.abandon(seq);
+                return Err(Failed { error, in_flight: true });
+            }
+            (state, waited) = self.wait(state, started, patience);
         }
     }
 
