@@ -119,7 +119,7 @@ fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
             return Err(failed.into());
         }
     }
-    Ok(Duration::from_millis(mapped.session.limits().lease_ms / 3))
+    Ok(mapped.session.renew_after())
 }
 
 #[cfg(test)]

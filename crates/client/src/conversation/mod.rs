@@ -23,9 +23,10 @@ use crate::ClientError;
 /// simulation. [`crate::Client`] is this with sockets, threads and mapped memory.
 ///
 /// Whoever drives it makes the connections, one after the other. On each the hello has what
-/// [`Conversation::hello`] says, and the welcome goes to [`Conversation::welcomed`]; from then on the
-/// frames of this connection, and of no older one, go to [`Conversation::received`]. That a
-/// connection broke is not told: what has no answer is sent again over the next.
+/// [`Conversation::hello`] says, and the welcome goes to [`Conversation::welcomed`]. From then on what
+/// it gives is sent over this connection in that order, and the frames that come over it, and over
+/// no older one, go to [`Conversation::received`]. That a connection broke is not told: what has no
+/// answer is sent again over the next.
 ///
 /// Times are since a start that the driver chose, and never go back.
 #[derive(Debug)]

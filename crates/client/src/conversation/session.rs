@@ -65,6 +65,12 @@ impl Session {
         self.limits.batch_max.max(1) as usize
     }
 
+    /// How long it may be unheard before it is renewed: two renewals may go astray.
+    #[must_use]
+    pub const fn renew_after(&self) -> Duration {
+        Duration::from_millis(self.limits.lease_ms / 3)
+    }
+
     /// What proves that a connection speaks for it.
     #[must_use]
     pub const fn resume(&self) -> Resume {

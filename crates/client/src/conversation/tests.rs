@@ -193,7 +193,7 @@ fn a_lost_session_fails_what_is_pending_and_forgets_what_is_abandoned() {
     talk.abandon(abandoned);
     assert_eq!(connect(&mut talk, ms(4), &welcome(2, false)), [], "all is of the old session");
     assert!(old.is_lost() && !session(&talk).is_lost());
-    assert_eq!(session(&talk).id(), SessionId(2));
+    assert_eq!((session(&talk).id(), session(&talk).epoch()), (SessionId(2), 1));
     assert_eq!(talk.take_outcome(answered).unwrap().unwrap(), acquired(1));
     assert!(matches!(talk.take_outcome(waiting), Some(Err(ClientError::SessionLost))));
     reply(&mut talk, abandoned, Ok(acquired(2))).unwrap();
