@@ -9,10 +9,10 @@ use maru_protocol::{
 };
 
 use crate::heartbeat::{self, Returns};
-use crate::link::{Failed, Link};
+use crate::link::{Failed, Link, MappedSession};
+use crate::memory::Memory;
 use crate::page::{Home, Ticket};
-use crate::session::{Memory, Session};
-use crate::{ClientConfig, ClientError, PinnedPage, ReservedPage};
+use crate::{ClientConfig, ClientError, PinnedPage, ReservedPage, Session};
 
 /// One session with a server. Cheap to clone; clones share the session.
 #[derive(Debug, Clone)]
@@ -115,18 +115,18 @@ impl Client {
             tag: how.tag,
             unless_being_written: how.unless_being_written,
         };
-        let (session, answer) = self.ask_in_any_session(body)?;
+        let (mapped, answer) = self.ask_in_any_session(body)?;
         let Answer::Reserved(outcomes) = answer else {
-            return Err(self.unexpected(&session, &answer));
+            return Err(self.unexpected(&mapped, &answer));
         };
-        self.check_len(&session, outcomes.len(), keys.len())?;
+        self.check_len(&mapped, outcomes.len(), keys.len())?;
         // A page that cannot be taken must not keep the others from being given back.
         let pages: Vec<Result<Reserved, ClientError>> = outcomes
             .into_iter()
             .map(|outcome| {
                 Ok(match outcome {
                     ReserveOutcome::Granted(location) => {
-                        Reserved::Page(ReservedPage::new(location, self.home(&session))?)
+                        Reserved::Page(ReservedPage::new(location, self.home(&mapped))?)
                     }
                     ReserveOutcome::Resident => Reserved::Resident,
                     ReserveOutcome::BeingWritten => Reserved::BeingWritten,
@@ -167,8 +167,7 @@ impl Client {
         &self,
         pages: impl IntoIterator<Item = ReservedPage>,
     ) -> Result<Vec<Option<Promoted>>, ClientError> {
-        let CommitAnswer { session: Some(session), outcomes } = self.commit_and_pin(pages, 1)?
-        else {
+        let CommitAnswer { mapped: Some(mapped), outcomes } = self.commit_and_pin(pages, 1)? else {
             return Ok(Vec::new());
         };
         let promoted: Vec<Result<Option<Promoted>, ClientError>> = outcomes
@@ -179,7 +178,7 @@ impl Client {
                     CommitOutcome::Superseded(location) => (location, true),
                     CommitOutcome::NotReserved | CommitOutcome::BadLength => return Ok(None),
                 };
-                let page = PinnedPage::new(location, self.home(&session))?;
+                let page = PinnedPage::new(location, self.home(&mapped))?;
                 Ok(Some(Promoted { page, superseded }))
             })
             .collect();
@@ -194,16 +193,16 @@ impl Client {
         let (items, tickets): (Vec<CommitItem>, Vec<Ticket>) =
             pages.into_iter().map(ReservedPage::finish).unzip();
         let Some(session) = common_session(&tickets)? else {
-            return Ok(CommitAnswer { session: None, outcomes: Vec::new() });
+            return Ok(CommitAnswer { mapped: None, outcomes: Vec::new() });
         };
         let count = items.len();
         let result = self.link.call(Body::Commit { items, pins }, Some(&session));
-        let (_, answer) = settle(tickets, result)?;
+        let (mapped, answer) = settle(tickets, result)?;
         let Answer::Committed(outcomes) = answer else {
-            return Err(self.unexpected(&session, &answer));
+            return Err(self.unexpected(&mapped, &answer));
         };
-        self.check_len(&session, outcomes.len(), count)?;
-        Ok(CommitAnswer { session: Some(session), outcomes })
+        self.check_len(&mapped, outcomes.len(), count)?;
+        Ok(CommitAnswer { mapped: Some(mapped), outcomes })
     }
 
     /// Looks chunks up and pins those that are there, in one round trip. The result has an element
@@ -216,15 +215,15 @@ impl Client {
     ) -> Result<Vec<Option<PinnedPage>>, ClientError> {
         let body =
             || Body::Acquire { keys: keys.to_vec(), pins: 1, stop_at_miss: how.stop_at_miss };
-        let (session, answer) = self.ask_in_any_session(body)?;
+        let (mapped, answer) = self.ask_in_any_session(body)?;
         let Answer::Acquired(found) = answer else {
-            return Err(self.unexpected(&session, &answer));
+            return Err(self.unexpected(&mapped, &answer));
         };
         if !how.stop_at_miss || found.len() > keys.len() {
-            self.check_len(&session, found.len(), keys.len())?;
+            self.check_len(&mapped, found.len(), keys.len())?;
         }
         let page = |location| {
-            PinnedPage::new(location, self.home(&session))
+            PinnedPage::new(location, self.home(&mapped))
                 .inspect_err(|error| tracing::warn!(%error, "a chunk cannot be read from here"))
                 .ok()
         };
@@ -252,11 +251,11 @@ impl Client {
         let handles: Vec<Handle> = tickets.iter().map(|ticket| ticket.handle).collect();
         let count = handles.len();
         let result = self.link.call(Body::Release { handles, pins: 1 }, Some(&session));
-        let (_, answer) = settle(tickets, result).map_err(stale)?;
+        let (mapped, answer) = settle(tickets, result).map_err(stale)?;
         let Answer::Released(outcomes) = answer else {
-            return Err(self.unexpected(&session, &answer));
+            return Err(self.unexpected(&mapped, &answer));
         };
-        self.check_len(&session, outcomes.len(), count)?;
+        self.check_len(&mapped, outcomes.len(), count)?;
         let all = outcomes.iter().all(|outcome| *outcome == ReleaseOutcome::Released);
         if all { Ok(()) } else { Err(ClientError::Stale) }
     }
@@ -264,33 +263,33 @@ impl Client {
     /// Which chunks are there; changes nothing, not even how recently they were used.
     pub fn contains(&self, keys: &[Key<'_>]) -> Result<Vec<Presence>, ClientError> {
         match self.ask_in_any_session(|| Body::Contains { keys: keys.to_vec() })? {
-            (session, Answer::Contained(presence)) => {
-                self.check_len(&session, presence.len(), keys.len())?;
+            (mapped, Answer::Contained(presence)) => {
+                self.check_len(&mapped, presence.len(), keys.len())?;
                 Ok(presence)
             }
-            (session, answer) => Err(self.unexpected(&session, &answer)),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
 
     /// Counts chunks as used, without reading them.
     pub fn touch(&self, keys: &[Key<'_>]) -> Result<Vec<Presence>, ClientError> {
         match self.ask_in_any_session(|| Body::Touch { keys: keys.to_vec() })? {
-            (session, Answer::Contained(presence)) => {
-                self.check_len(&session, presence.len(), keys.len())?;
+            (mapped, Answer::Contained(presence)) => {
+                self.check_len(&mapped, presence.len(), keys.len())?;
                 Ok(presence)
             }
-            (session, answer) => Err(self.unexpected(&session, &answer)),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
 
     /// Forgets chunks that nobody pins.
     pub fn delete(&self, keys: &[Key<'_>]) -> Result<Vec<DeleteOutcome>, ClientError> {
         match self.ask_in_any_session(|| Body::Delete { keys: keys.to_vec() })? {
-            (session, Answer::Deleted(outcomes)) => {
-                self.check_len(&session, outcomes.len(), keys.len())?;
+            (mapped, Answer::Deleted(outcomes)) => {
+                self.check_len(&mapped, outcomes.len(), keys.len())?;
                 Ok(outcomes)
             }
-            (session, answer) => Err(self.unexpected(&session, &answer)),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
 
@@ -298,7 +297,7 @@ impl Client {
     pub fn stats(&self) -> Result<Stats, ClientError> {
         match self.ask_in_any_session(|| Body::Stats)? {
             (_, Answer::Stats(stats)) => Ok(*stats),
-            (session, answer) => Err(self.unexpected(&session, &answer)),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
 
@@ -306,7 +305,7 @@ impl Client {
     pub fn list(&self, prefix: &[u8], cursor: u64, limit: u32) -> Result<EntryPage, ClientError> {
         match self.ask_in_any_session(|| Body::List { prefix, cursor, limit })? {
             (_, Answer::Entries(page)) => Ok(page),
-            (session, answer) => Err(self.unexpected(&session, &answer)),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
 
@@ -314,7 +313,7 @@ impl Client {
     pub fn holders(&self, cursor: u64, limit: u32) -> Result<HolderPage, ClientError> {
         match self.ask_in_any_session(|| Body::Holders { cursor, limit })? {
             (_, Answer::Holders(page)) => Ok(page),
-            (session, answer) => Err(self.unexpected(&session, &answer)),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
 
@@ -322,28 +321,28 @@ impl Client {
     pub fn regions(&self) -> Result<Vec<RegionInfo>, ClientError> {
         match self.ask_in_any_session(|| Body::Regions)? {
             (_, Answer::Regions(regions)) => Ok(regions),
-            (session, answer) => Err(self.unexpected(&session, &answer)),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
 
     /// Fails unless the present session was alive at a moment after this call began: then whatever
     /// it held before, it held all the time. Costs a round trip only if nothing was heard lately.
     pub fn confirm(&self) -> Result<(), ClientError> {
-        let session = self.link.session()?;
-        self.link.confirm(&session)
+        let mapped = self.link.session()?;
+        self.link.confirm(&mapped.session)
     }
 
     /// The pool's memory, as this process has it mapped.
     pub fn memory(&self) -> Result<PoolMemory, ClientError> {
-        let session = self.link.session()?;
-        let Memory { topology, mapping, .. } = &*session.memory;
+        let mapped = self.link.session()?;
+        let Memory { topology, mapping, .. } = &*mapped.memory;
         Ok(PoolMemory { mapping: Arc::clone(mapping), topology: topology.clone() })
     }
 
     /// The most keys or pages that one request may have, as the server last said.
     #[must_use]
     pub fn batch_max(&self) -> usize {
-        self.link.present().map_or(usize::MAX, |session| session.limits.batch_max.max(1) as usize)
+        self.link.present().map_or(usize::MAX, |session| session.batch_max())
     }
 
     /// Gives everything back that was dropped so far, now rather than a moment later.
@@ -357,7 +356,7 @@ impl Client {
     fn ask_in_any_session<'a>(
         &self,
         body: impl Fn() -> Body<'a>,
-    ) -> Result<(Arc<Session>, Answer), ClientError> {
+    ) -> Result<(Arc<MappedSession>, Answer), ClientError> {
         let first = self.link.call(body(), None).map_err(ClientError::from);
         match first {
             Err(ClientError::SessionLost) => Ok(self.link.call(body(), None)?),
@@ -365,43 +364,43 @@ impl Client {
         }
     }
 
-    fn home(&self, session: &Arc<Session>) -> Home {
+    fn home(&self, mapped: &Arc<MappedSession>) -> Home {
         Home {
             link: Arc::clone(&self.link),
             returns: Arc::clone(&self.returns),
-            session: Arc::clone(session),
+            mapped: Arc::clone(mapped),
         }
     }
 
     fn check_len(
         &self,
-        session: &Arc<Session>,
+        mapped: &MappedSession,
         found: usize,
         expected: usize,
     ) -> Result<(), ClientError> {
         if found == expected {
             return Ok(());
         }
-        Err(self.unusable(session, format!("{found} outcomes to {expected} keys")))
+        Err(self.unusable(mapped, format!("{found} outcomes to {expected} keys")))
     }
 
-    fn unexpected(&self, session: &Arc<Session>, answer: &Answer) -> ClientError {
+    fn unexpected(&self, mapped: &MappedSession, answer: &Answer) -> ClientError {
         let mut reason = format!("an answer of another kind: {answer:?}");
         reason.truncate(reason.floor_char_boundary(80));
-        self.unusable(session, reason)
+        self.unusable(mapped, reason)
     }
 
     /// An answer that makes no sense. What it granted cannot be given back one by one, since it does
     /// not say all of it; so the session is given up, and everything with it.
-    fn unusable(&self, session: &Arc<Session>, reason: String) -> ClientError {
-        self.link.give_up(session);
+    fn unusable(&self, mapped: &MappedSession, reason: String) -> ClientError {
+        self.link.give_up(&mapped.session);
         ClientError::Protocol { endpoint: self.link.config.endpoint.clone(), reason }
     }
 }
 
 /// What came of a commit, and in which session; of nothing, in none.
 struct CommitAnswer {
-    session: Option<Arc<Session>>,
+    mapped: Option<Arc<MappedSession>>,
     outcomes: Vec<CommitOutcome>,
 }
 
@@ -462,8 +461,8 @@ mod tests {
         let (_folder, _server, client, page) = reserved();
         let copy = client.link.of_another_process();
         assert!(matches!(copy.session(), Err(ClientError::SessionLost)));
-        let session = client.link.session().unwrap();
-        assert!(matches!(copy.confirm(&session), Err(ClientError::SessionLost)));
+        let session = &client.link.session().unwrap().session;
+        assert!(matches!(copy.confirm(session), Err(ClientError::SessionLost)));
         let asked = copy.call(Body::Renew, None).map_err(ClientError::from);
         assert!(matches!(asked, Err(ClientError::SessionLost)));
         copy.farewell();
@@ -476,9 +475,9 @@ mod tests {
         let (_folder, _server, client, page) = reserved();
         let location = page.location();
         drop(page);
-        let session = client.link.session().unwrap();
-        session.lose();
-        let late = ReservedPage::new(location, client.home(&session));
+        let mapped = client.link.session().unwrap();
+        mapped.session.lose();
+        let late = ReservedPage::new(location, client.home(&mapped));
         assert!(matches!(late, Err(ClientError::SessionLost)));
     }
 }

@@ -5,12 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use maru_protocol::{Answer, Body, CommitOutcome, Handle, Location, ReserveOutcome};
+use maru_protocol::Body;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::ClientError;
-use crate::link::{Failed, Link, Orphan};
-use crate::session::Session;
+use crate::link::{Failed, Link};
+use crate::{ClientError, Return};
 
 /// How soon the server is tried again while it cannot be reached.
 const RETRY: Duration = Duration::from_millis(100);
@@ -23,15 +22,6 @@ pub(crate) struct Returns {
     flushing: Mutex<()>,
     /// Wakes the heartbeat.
     wake: OwnedFd,
-}
-
-/// One thing to give back.
-#[derive(Debug)]
-pub(crate) struct Return {
-    pub(crate) session: Arc<Session>,
-    pub(crate) handle: Handle,
-    /// So many pins; 0 for a reservation.
-    pub(crate) pins: u32,
 }
 
 impl Returns {
@@ -63,18 +53,8 @@ impl Returns {
     pub(crate) fn flush(&self, link: &Link) -> Result<(), ClientError> {
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut queue = std::mem::take(&mut *self.lock());
-        queue.extend(link.take_orphans().iter().flat_map(returns_of));
-        while let Some(first) = queue.first() {
-            let (session, pins) = (Arc::clone(&first.session), first.pins);
-            let batch_max = session.limits.batch_max as usize;
-            let alike = |item: &Return| Arc::ptr_eq(&item.session, &session) && item.pins == pins;
-            let mut batch: Vec<Return> = queue.extract_if(.., |item| alike(item)).collect();
-            queue.extend(batch.split_off(batch.len().min(batch_max)));
-            let handles = batch.iter().map(|item| item.handle).collect();
-            let body = match pins {
-                0 => Body::Abort { handles },
-                pins => Body::Release { handles, pins },
-            };
+        queue.extend(link.take_orphans());
+        while let Some((session, body, batch)) = Return::next_batch(&mut queue) {
             match link.call(body, Some(&session)) {
                 // A session that is over holds nothing.
                 Ok(_) | Err(Failed { error: ClientError::SessionLost, .. }) => {}
@@ -88,36 +68,6 @@ impl Returns {
             }
         }
         Ok(())
-    }
-}
-
-/// What an answer granted that nobody waited for.
-fn returns_of(orphan: &Orphan) -> Vec<Return> {
-    let give_back = |location: &Location, pins| {
-        let session = Arc::clone(&orphan.session);
-        Return { session, handle: location.handle, pins }
-    };
-    match &orphan.answer {
-        Answer::Reserved(outcomes) => outcomes
-            .iter()
-            .filter_map(|outcome| match outcome {
-                ReserveOutcome::Granted(location) => Some(give_back(location, 0)),
-                _ => None,
-            })
-            .collect(),
-        Answer::Acquired(found) => {
-            found.iter().flatten().map(|location| give_back(location, orphan.pins)).collect()
-        }
-        Answer::Committed(outcomes) if orphan.pins > 0 => outcomes
-            .iter()
-            .filter_map(|outcome| match outcome {
-                CommitOutcome::Committed(location) | CommitOutcome::Superseded(location) => {
-                    Some(give_back(location, orphan.pins))
-                }
-                CommitOutcome::NotReserved | CommitOutcome::BadLength => None,
-            })
-            .collect(),
-        _ => Vec::new(),
     }
 }
 
@@ -158,20 +108,18 @@ pub(crate) fn run(link: &Weak<Link>, returns: &Arc<Returns>) {
 /// One heartbeat. Returns how long to wait for the next.
 fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
     returns.flush(link)?;
-    let (session, _) = link.call(Body::Renew, None)?;
+    let (mapped, _) = link.call(Body::Renew, None)?;
     // Late answers may have come with that one.
     if link.has_orphans() {
         returns.flush(link)?;
     }
     while let Some(gone) = link.take_let_go() {
-        let resume = gone.resume();
-        let body = Body::LetGo { session: resume.session, secret: resume.secret };
-        if let Err(failed) = link.call(body, None) {
+        if let Err(failed) = link.call(gone.let_go(), None) {
             link.keep_lost(gone);
             return Err(failed.into());
         }
     }
-    Ok(Duration::from_millis(session.limits.lease_ms / 3))
+    Ok(mapped.session.renew_after())
 }
 
 #[cfg(test)]

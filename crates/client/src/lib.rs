@@ -35,11 +35,12 @@
 
 mod client;
 mod config;
+mod conversation;
 mod error;
 mod heartbeat;
 mod link;
+mod memory;
 mod page;
-mod session;
 mod stream;
 #[cfg(test)]
 mod test_server;
@@ -47,6 +48,7 @@ mod watch;
 
 pub use client::{Acquire, Client, Committed, PoolMemory, Promoted, Reserve, Reserved};
 pub use config::ClientConfig;
+pub use conversation::{Asked, ConnectionError, Conversation, Return, Session, Writing};
 pub use error::ClientError;
 pub use page::{PinnedPage, PrivatePage, ReservedPage};
 pub use watch::{PoolEvent, Watch};

@@ -1,22 +1,20 @@
 //! Pages: what a reader holds, and what a writer holds.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use maru_memory::{PageMut, PageView};
+use maru_memory::{PageMut, PageView, PoolMapping};
 use maru_protocol::{CommitItem, Handle, Location};
 
-use crate::ClientError;
-use crate::heartbeat::{Return, Returns};
-use crate::link::Link;
-use crate::session::Session;
+use crate::heartbeat::Returns;
+use crate::link::{Link, MappedSession};
+use crate::{ClientError, Return, Session, Writing};
 
 /// Where pages come from and go back to.
 #[derive(Debug, Clone)]
 pub(crate) struct Home {
     pub(crate) link: Arc<Link>,
     pub(crate) returns: Arc<Returns>,
-    pub(crate) session: Arc<Session>,
+    pub(crate) mapped: Arc<MappedSession>,
 }
 
 /// The right to one page. Dropping it gives the page back, a moment later.
@@ -30,13 +28,17 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    pub(crate) const fn session(&self) -> &Arc<Session> {
-        &self.home.session
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.home.mapped.session
+    }
+
+    fn mapping(&self) -> &Arc<PoolMapping> {
+        &self.home.mapped.memory.mapping
     }
 
     /// Whether its session has ended: then the page may be somebody else's.
     fn is_lost(&self) -> bool {
-        self.home.session.is_lost()
+        self.session().is_lost()
     }
 
     /// The page is the server's again, or will be: nothing is to be given back.
@@ -45,7 +47,7 @@ impl Ticket {
     }
 
     fn confirm(&self) -> Result<(), ClientError> {
-        match self.home.link.confirm(&self.home.session) {
+        match self.home.link.confirm(self.session()) {
             Err(ClientError::SessionLost) => Err(ClientError::Stale),
             result => result,
         }
@@ -54,8 +56,8 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.spent && !self.home.session.is_lost() {
-            let session = Arc::clone(&self.home.session);
+        if !self.spent && !self.is_lost() {
+            let session = Arc::clone(self.session());
             self.home.returns.push(Return { session, handle: self.handle, pins: self.pins });
         }
     }
@@ -85,8 +87,7 @@ pub struct PinnedPage {
 impl PinnedPage {
     pub(crate) fn new(location: Location, home: Home) -> Result<Self, ClientError> {
         let ticket = Ticket { home, handle: location.handle, pins: 1, spent: false };
-        let mapping = &ticket.home.session.memory.mapping;
-        let view = mapping.read(location.offset(), location.length)?;
+        let view = ticket.mapping().read(location.offset(), location.length)?;
         Ok(Self { view, ticket, location })
     }
 
@@ -138,34 +139,11 @@ pub struct ReservedPage {
     length: u64,
 }
 
-/// Counts in its session as a writable page that is out.
-#[derive(Debug)]
-struct Writing(Arc<Session>);
-
-impl Writing {
-    fn begin(session: &Arc<Session>) -> Self {
-        session.writable.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(session))
-    }
-}
-
-impl Drop for Writing {
-    fn drop(&mut self) {
-        self.0.writable.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 impl ReservedPage {
     pub(crate) fn new(location: Location, home: Home) -> Result<Self, ClientError> {
         let ticket = Ticket { home, handle: location.handle, pins: 0, spent: false };
-        let session = ticket.session();
-        let page = session.memory.mapping.write(location.offset(), location.length)?;
-        let writing = Writing::begin(session);
-        // If the session was lost before it counted this page, the server may have been told that it
-        // let go of everything.
-        if session.is_lost() {
-            return Err(ClientError::SessionLost);
-        }
+        let writing = Writing::begin(ticket.session())?;
+        let page = ticket.mapping().write(location.offset(), location.length)?;
         Ok(Self { page, writing, ticket, length: location.length })
     }
 
@@ -204,7 +182,7 @@ impl ReservedPage {
     /// Ends the writing, and keeps the chunk for this process alone: no key ever leads to it.
     pub fn into_private(self) -> Result<PrivatePage, ClientError> {
         let Self { page, writing, ticket, length } = self;
-        let view = ticket.session().memory.mapping.read(page.offset(), length);
+        let view = ticket.mapping().read(page.offset(), length);
         drop((page, writing));
         if ticket.is_lost() {
             return Err(ClientError::SessionLost);

@@ -9,19 +9,18 @@ mod state;
 mod watched;
 
 use std::io::{self, ErrorKind};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Resume, Welcome};
 use rustix::process::{Pid, getpid};
 
-pub(crate) use self::state::Orphan;
+pub(crate) use self::state::MappedSession;
 use self::state::State;
 use self::watched::Watched;
-use crate::session::{Memory, Session};
+use crate::memory::Memory;
 use crate::stream::{Inbox, Stream};
-use crate::{ClientConfig, ClientError};
+use crate::{ClientConfig, ClientError, Return, Session};
 
 /// The first wait before connecting again; it doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(5);
@@ -37,6 +36,8 @@ pub(crate) struct Link {
     /// The process that speaks over it.
     owner: Pid,
     host: String,
+    /// All times are since then.
+    start: Instant,
     state: Mutex<State>,
     /// Something was delivered, or the reading is nobody's.
     changed: Condvar,
@@ -48,7 +49,7 @@ struct Greeted {
     stream: Stream,
     welcome: Welcome,
     /// When hello was sent.
-    sent: Instant,
+    sent: Duration,
 }
 
 /// Why a request has no answer, and whether it may have one yet.
@@ -79,9 +80,15 @@ impl Link {
             "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
             id => id.to_owned(),
         };
-        let (state, changed, watched) =
-            (Mutex::new(State::new()), Condvar::new(), Watched::default());
-        Self { config, owner: getpid(), host, state, changed, watched }
+        Self {
+            owner: getpid(),
+            host,
+            start: Instant::now(),
+            state: Mutex::new(State::new(config.in_flight_max)),
+            changed: Condvar::new(),
+            watched: Watched::default(),
+            config,
+        }
     }
 
     /// What a forked child has of this link, but for the connection.
@@ -95,12 +102,16 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// The present session, connecting if there is none.
-    pub(crate) fn session(&self) -> Result<Arc<Session>, ClientError> {
+    pub(crate) fn session(&self) -> Result<Arc<MappedSession>, ClientError> {
         self.check_owner()?;
-        let (state, connected) = self.connect(self.lock(), Instant::now());
+        let (state, connected) = self.connect(self.lock(), self.now());
         connected?;
-        state.session.clone().ok_or(ClientError::SessionLost)
+        state.mapped.clone().ok_or(ClientError::SessionLost)
     }
 
     /// Whether this is the process that connected. A forked child has a copy of all this, and the
@@ -111,8 +122,7 @@ impl Link {
 
     /// The session that was begun last; `None` once the client is gone.
     pub(crate) fn present(&self) -> Option<Arc<Session>> {
-        let state = self.lock();
-        state.session.clone().filter(|_| !state.closed)
+        self.lock().conversation.session().cloned()
     }
 
     /// The connection's socket, if there is a connection.
@@ -121,28 +131,22 @@ impl Link {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.lock().conversation.is_closed()
     }
 
-    /// Ends the session for good. It says goodbye only if no writable page is out: a goodbye
-    /// promises that nothing more is written.
+    /// Ends the session for good, and says goodbye if it may.
     pub(crate) fn farewell(&self) {
         if self.check_owner().is_err() {
             return;
         }
         let mut state = self.lock();
         // From here on a broken connection stays broken, so the goodbye waits for nobody.
-        state.closed = true;
+        let goodbye = state.conversation.close();
         self.watched.interrupt();
-        let Some(session) = state.session.clone() else {
-            return;
-        };
         let connected = state.stream.is_some();
         drop(state);
-        // Before the goodbye: once the server has it, nothing protects what is still being read.
-        session.lose();
         if connected
-            && session.writable.load(Ordering::SeqCst) == 0
+            && let Some(session) = goodbye
             && let Err(failed) = self.call(Body::Goodbye, Some(&session))
         {
             tracing::debug!(error = %failed.error, "no goodbye was said");
@@ -154,8 +158,7 @@ impl Link {
     /// Goes on with another session: this one's server does not make sense.
     pub(crate) fn give_up(&self, session: &Arc<Session>) {
         let mut state = self.lock();
-        if state.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
-            state.end_session();
+        if state.conversation.give_up(session) {
             state.disconnect();
             self.changed.notify_all();
         }
@@ -164,23 +167,20 @@ impl Link {
     /// An ended session of which no writable page is out any more; the caller tells the server, or
     /// keeps it with [`Link::keep_lost`].
     pub(crate) fn take_let_go(&self) -> Option<Arc<Session>> {
-        let mut state = self.lock();
-        let gone = |session: &Arc<Session>| session.writable.load(Ordering::SeqCst) == 0;
-        let index = state.lost.iter().position(gone)?;
-        Some(state.lost.swap_remove(index))
+        self.lock().conversation.take_let_go()
     }
 
     /// Has the server told another time that nothing of this session is written to any more.
     pub(crate) fn keep_lost(&self, session: Arc<Session>) {
-        self.lock().lost.push(session);
+        self.lock().conversation.keep_lost(session);
     }
 
     pub(crate) fn has_orphans(&self) -> bool {
-        !self.lock().orphans.is_empty()
+        self.lock().conversation.has_orphans()
     }
 
-    pub(crate) fn take_orphans(&self) -> Vec<Orphan> {
-        std::mem::take(&mut self.lock().orphans)
+    pub(crate) fn take_orphans(&self) -> Vec<Return> {
+        self.lock().conversation.take_orphans()
     }
 
     /// Asks the server and waits for the answer. Returns it with the session that it is of.
@@ -191,35 +191,30 @@ impl Link {
         &self,
         body: Body<'_>,
         session: Option<&Arc<Session>>,
-    ) -> Result<(Arc<Session>, Answer), Failed> {
+    ) -> Result<(Arc<MappedSession>, Answer), Failed> {
         self.check_owner()?;
-        let started = Instant::now();
-        let (mut state, current) = self.admit(started)?;
-        if session.is_some_and(|session| !Arc::ptr_eq(session, &current)) {
-            return Err(ClientError::SessionLost.into());
-        }
-        let seq = state.send(body)?;
+        let started = self.now();
+        let mut state = self.admit(started)?;
+        let (mapped, seq) = state.ask(self.now(), session, body)?;
+        let mut waited = Ok(());
         loop {
-            if let Some(outcome) = state.take_outcome(seq) {
+            // It may have come and the connection be lost again.
+            if let Some(outcome) = state.conversation.take_outcome(seq) {
                 drop(state);
                 // Whoever still waits needs a reader.
                 self.changed.notify_all();
-                return Ok((current, outcome?));
+                return Ok((mapped, outcome?));
             }
             let patience = self.patience(started);
-            if patience.is_zero() {
-                state.abandon(seq);
-                state.give_up_on_a_hang(self.config.timeout);
-                self.changed.notify_all();
-                return Err(Failed { error: self.timeout(), in_flight: true });
+            if waited.is_ok() && patience.is_zero() {
+                self.give_up_on_a_hang(&mut state);
+                waited = Err(self.timeout());
             }
-            state = match self.wait(state, started, patience) {
-                (state, Ok(())) => state,
-                (mut state, Err(error)) => {
-                    state.abandon(seq);
-                    return Err(Failed { error, in_flight: true });
-                }
-            };
+            if let Err(error) = waited {
+                state.conversation.abandon(seq);
+                return Err(Failed { error, in_flight: true });
+            }
+            (state, waited) = self.wait(state, started, patience);
         }
     }
 
@@ -230,7 +225,7 @@ impl Link {
         if session.is_lost() {
             return Err(ClientError::SessionLost);
         }
-        if session.is_certainly_alive() {
+        if session.is_certainly_alive(self.now()) {
             return Ok(());
         }
         self.call(Body::Renew, Some(session))?;
@@ -238,26 +233,17 @@ impl Link {
     }
 
     /// Waits for a connection, and until the server can remember the answer to one more request.
-    fn admit(
-        &self,
-        started: Instant,
-    ) -> Result<(MutexGuard<'_, State>, Arc<Session>), ClientError> {
+    fn admit(&self, started: Duration) -> Result<MutexGuard<'_, State>, ClientError> {
         let mut state = self.lock();
         loop {
-            let (connected, result) = self.connect(state, started);
+            let (mut connected, result) = self.connect(state, started);
             result?;
-            let session = connected.session.clone().ok_or(ClientError::SessionLost)?;
-            let in_flight_max = self.config.in_flight_max.max(1) as usize;
-            if connected.unacknowledged() < u64::from(session.limits.window)
-                && connected.in_flight() < in_flight_max
-            {
-                return Ok((connected, session));
+            if connected.conversation.may_ask() {
+                return Ok(connected);
             }
             let patience = self.patience(started);
             if patience.is_zero() {
-                let mut state = connected;
-                state.give_up_on_a_hang(self.config.timeout);
-                self.changed.notify_all();
+                self.give_up_on_a_hang(&mut connected);
                 return Err(self.timeout());
             }
             let (waited, result) = self.wait(connected, started, patience);
@@ -266,9 +252,17 @@ impl Link {
         }
     }
 
+    /// Breaks the connection if it hangs.
+    fn give_up_on_a_hang(&self, state: &mut State) {
+        if state.conversation.is_hanging(self.now(), self.config.timeout) {
+            state.disconnect();
+        }
+        self.changed.notify_all();
+    }
+
     /// How long a call that began at `started` may still take.
-    fn patience(&self, started: Instant) -> Duration {
-        self.config.timeout.saturating_sub(started.elapsed())
+    fn patience(&self, started: Duration) -> Duration {
+        self.config.timeout.saturating_sub(self.now().saturating_sub(started))
     }
 
     fn unreachable(&self, source: io::Error) -> ClientError {
@@ -292,7 +286,7 @@ impl Link {
     fn wait<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        started: Instant,
+        started: Duration,
         patience: Duration,
     ) -> (MutexGuard<'a, State>, Result<(), ClientError>) {
         let Some(stream) = state.stream.clone() else {
@@ -326,7 +320,7 @@ impl Link {
     fn connect<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        started: Instant,
+        started: Duration,
     ) -> (MutexGuard<'a, State>, Result<(), ClientError>) {
         while state.stream.is_none() && state.connecting {
             let patience = self.patience(started);
@@ -351,26 +345,30 @@ impl Link {
     fn keep_connecting<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        started: Instant,
+        started: Duration,
     ) -> (MutexGuard<'a, State>, Result<(), ClientError>) {
         let mut pause = RETRY_MIN;
         loop {
-            if state.closed {
-                return (state, Err(ClientError::SessionLost));
-            }
+            let resume = match state.conversation.hello() {
+                Ok(resume) => resume,
+                Err(error) => return (state, Err(error)),
+            };
             let left = self.patience(started);
-            let going_on = state.session.as_ref().filter(|session| !session.is_lost());
-            let resume = going_on.map(|session| session.resume());
             drop(state);
             let greeted = self.greet(resume, left.clamp(RETRY_MIN, ATTEMPT_MAX));
             state = self.lock();
             let error = match greeted.and_then(|greeted| self.welcomed(&mut state, greeted)) {
-                Ok(()) => return (state, Ok(())),
+                Ok(outgrown) => {
+                    // To unmap much memory takes a while.
+                    drop(state);
+                    drop(outgrown);
+                    return (self.lock(), Ok(()));
+                }
                 Err(error) => error,
             };
             state.unreachable = Some(error.clone());
             // Before the first session there is nothing to save by waiting.
-            let again = matches!(error, ClientError::Unreachable { .. }) && state.session.is_some();
+            let again = matches!(error, ClientError::Unreachable { .. }) && state.mapped.is_some();
             if !again || pause > left {
                 return (state, Err(error));
             }
@@ -398,7 +396,7 @@ impl Link {
         let mut frame = Vec::new();
         maru_protocol::encode(FrameKind::Hello, &hello, &mut frame)
             .map_err(ClientError::Unsendable)?;
-        let sent = Instant::now();
+        let sent = self.now();
         stream.write_all(&frame).map_err(unreachable)?;
         let mut inbox = Inbox::default();
         let welcome = loop {
@@ -420,20 +418,22 @@ impl Link {
         Ok(Greeted { stream, welcome, sent })
     }
 
-    fn welcomed(&self, state: &mut State, greeted: Greeted) -> Result<(), ClientError> {
+    /// Goes on over a new connection. Returns what the new session does not need of the old.
+    fn welcomed(
+        &self,
+        state: &mut State,
+        greeted: Greeted,
+    ) -> Result<Option<Arc<MappedSession>>, ClientError> {
         let Greeted { stream, welcome, sent } = greeted;
-        if state.closed {
-            return Err(ClientError::SessionLost);
+        // A session without its memory is of no use, so none begins.
+        let memory = if welcome.resumed { None } else { Some(self.map(state, &welcome)?) };
+        for frame in state.conversation.welcomed(self.now(), sent, &welcome)? {
+            stream.write_all(frame).map_err(|source| self.unreachable(source))?;
         }
-        if welcome.resumed {
-            state.resend(&stream).map_err(|source| self.unreachable(source))?;
-        } else {
-            let known = state.session.as_ref().map(|session| Arc::clone(&session.memory));
-            let memory = match known.filter(|memory| memory.is_of(&welcome.topology)) {
-                Some(memory) => memory,
-                None => Arc::new(Memory::map(&welcome.topology, &self.config)?),
-            };
-            state.begin(Session::new(&welcome, memory, sent));
+        let mut outgrown = None;
+        if let (Some(memory), Some(session)) = (memory, state.conversation.session()) {
+            let session = Arc::clone(session);
+            outgrown = state.mapped.replace(Arc::new(MappedSession { session, memory }));
             self.watched.interrupt();
         }
         state.stream = Some(Arc::new(stream));
@@ -441,6 +441,15 @@ impl Link {
         if state.inbox.is_some() {
             state.inbox = Some(Inbox::default());
         }
-        Ok(())
+        Ok(outgrown)
+    }
+
+    /// The memory that a server has its pool in: the present, if it is the same.
+    fn map(&self, state: &State, welcome: &Welcome) -> Result<Arc<Memory>, ClientError> {
+        let known = state.mapped.as_ref().map(|mapped| &mapped.memory);
+        match known.filter(|memory| memory.is_of(&welcome.topology)) {
+            Some(memory) => Ok(Arc::clone(memory)),
+            None => Ok(Arc::new(Memory::map(&welcome.topology, &self.config)?)),
+        }
     }
 }
