@@ -69,6 +69,7 @@ fn op(bytes: &mut Unstructured<'_>) -> Result<Op> {
         5 => Op::Replay { back: peer },
         6 => Op::Condemn { handle: peer },
         7 => Op::Recover { compact: peer < 50 },
+        8 => Op::WriterStopped { session: peer },
         _ => Op::Ask {
             peer,
             revive: peer < 250,

@@ -3,17 +3,24 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use maru_directory::{Config, SESSIONS_MAX};
 use maru_memory::{DeviceSpec, parse_bytes};
-use maru_protocol::Endpoint;
+use maru_protocol::{Endpoint, Visibility};
+use maru_server::service::Found;
+use maru_server::store::{Durability, Progress};
 use maru_server::{PoolConfig, Server, ServerConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::iterator::Signals;
 
-use crate::{WrongUsage, pool, signals};
+use crate::{WrongUsage, output, pool, signals};
+
+/// How often a log is told how far something long has come.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// The pool without flags: enough to try things, little enough for a laptop.
 const DEFAULT_POOL_BYTES: u64 = 1 << 30;
@@ -43,7 +50,48 @@ pub(crate) struct Serve {
     #[arg(long)]
     no_populate: bool,
     #[command(flatten)]
+    safety: Safety,
+    #[command(flatten)]
     times: Times,
+}
+
+/// What survives, and who sees what.
+#[derive(Debug, Args)]
+struct Safety {
+    /// What a crash may take: `process`, nothing that was acknowledged if only this server dies;
+    /// `fsync`, nothing if the power fails either; `none`, everything.
+    #[arg(long, value_enum, default_value_t)]
+    durability: DurabilityArg,
+    /// Where what outlives the server is kept. Default: beside the first device, with `.store` behind
+    /// its name; for a DAX device, /var/lib/maru/UUID or ~/.local/state/maru/UUID.
+    #[arg(long, value_name = "FOLDER")]
+    store: Option<PathBuf>,
+    /// How what one host writes reaches another: `coherent`, by itself, as on one host; `cache-line`,
+    /// by writing cache lines back and invalidating them, as with CXL 2.0 memory that hosts share.
+    #[arg(long, value_enum, default_value_t)]
+    visibility: VisibilityArg,
+    /// Have writers say a checksum of each chunk, and readers check it.
+    #[arg(long)]
+    checksums: bool,
+    /// How much of the pool is read a second in the background and held against its checksums.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = bytes)]
+    #[arg(requires = "checksums")]
+    scrub: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum DurabilityArg {
+    #[default]
+    Process,
+    Fsync,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum VisibilityArg {
+    #[default]
+    Coherent,
+    CacheLine,
 }
 
 /// Times and thresholds.
@@ -76,6 +124,10 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:7000 or [::1]:7000")
 }
 
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_bytes(text).map_err(|error| error.to_string())
+}
+
 fn region_size(text: &str) -> Result<u64, String> {
     let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
     if bytes.is_power_of_two() && (2 << 20..=1 << 30).contains(&bytes) {
@@ -106,12 +158,24 @@ impl Serve {
             PoolConfig::Devices(self.pool)
         };
         raise_descriptor_limit();
-        let server = Server::start(&ServerConfig {
-            pool,
+        let safety = self.safety;
+        let config = ServerConfig {
             socket: Some(socket.clone()),
             listen: self.listen,
             region_bytes: self.region_size,
             populate: !self.no_populate,
+            durability: match safety.durability {
+                DurabilityArg::Process => Durability::Process,
+                DurabilityArg::Fsync => Durability::Fsync,
+                DurabilityArg::None => Durability::None,
+            },
+            store: safety.store,
+            checksums: safety.checksums,
+            scrub_bytes_per_second: if safety.checksums { safety.scrub } else { 0 },
+            visibility: match safety.visibility {
+                VisibilityArg::Coherent => Visibility::Coherent,
+                VisibilityArg::CacheLine => Visibility::CacheLine,
+            },
             directory: Config {
                 lease_ms: self.times.lease_ms,
                 quarantine_ms: self.times.quarantine_ms,
@@ -120,7 +184,12 @@ impl Serve {
                 watermark_low_permille: self.times.watermark_low,
                 ..Config::default()
             },
-        })?;
+            ..ServerConfig::new(pool)
+        };
+        let mut reading = Reading::default();
+        let server = Server::start_and_tell(&config, &mut |progress| reading.tell(progress))?;
+        drop(reading);
+        tell_what_was_found(server.found());
         let stopper = server.stopper();
         let mut signals = Signals::new(signals::ending()).context("cannot wait for signals")?;
         std::thread::spawn(move || {
@@ -137,6 +206,63 @@ impl Serve {
             "serving"
         );
         server.run().context("the server broke down")
+    }
+}
+
+fn tell_what_was_found(found: Found) {
+    match found {
+        Found::Store { entries, sessions, torn_bytes } => tracing::info!(
+            entries = output::count(entries),
+            sessions,
+            torn_bytes,
+            "the store was read: its chunks are found again, and its sessions may come back"
+        ),
+        Found::NewPool => {}
+        Found::StoreGone => tracing::warn!(
+            "the pool was served before and its store is gone: it starts empty, and grants no page \
+             until whoever wrote to it before has had the time of a quarantine"
+        ),
+        Found::Nothing => {
+            tracing::warn!("--durability=none: what instances store is gone when this server ends")
+        }
+    }
+}
+
+/// Tells how far reading the store has come, if that takes a while.
+#[derive(Debug)]
+struct Reading {
+    started: Instant,
+    told: Instant,
+    bar: ProgressBar,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        let template = "reading the store {wide_bar} {bytes}/{total_bytes}, {eta} left";
+        let style = ProgressStyle::with_template(template);
+        // Hidden by itself where stderr is not a terminal; gone when dropped.
+        let bar = ProgressBar::new(0).with_finish(ProgressFinish::AndClear);
+        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let now = Instant::now();
+        Self { started: now, told: now, bar }
+    }
+}
+
+impl Reading {
+    fn tell(&mut self, progress: Progress) {
+        let Progress { done, total } = progress;
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        if self.bar.is_hidden() && self.told.elapsed() >= TELL_EVERY {
+            self.told = Instant::now();
+            let left = self.started.elapsed().as_secs_f64() * (total - done) as f64 / done as f64;
+            tracing::info!(
+                read = output::bytes(done),
+                of = output::bytes(total),
+                seconds_left = left.ceil(),
+                "reading the store"
+            );
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use maru_client::{Acquire, Client, ClientConfig, Reserve, Reserved};
-use maru_directory::Config;
 use maru_protocol::{Endpoint, Key};
 use maru_server::{Embedded, PoolConfig, ServerConfig};
 

@@ -152,8 +152,8 @@ impl Client {
             .outcomes
             .into_iter()
             .map(|outcome| match outcome {
-                CommitOutcome::Committed(location) => Committed::Stored(location),
-                CommitOutcome::Superseded(location) => Committed::Superseded(location),
+                CommitOutcome::Committed(chunk) => Committed::Stored(chunk.location),
+                CommitOutcome::Superseded(chunk) => Committed::Superseded(chunk.location),
                 // `set_length` keeps lengths good.
                 CommitOutcome::NotReserved | CommitOutcome::BadLength => Committed::NotReserved,
             })
@@ -173,12 +173,12 @@ impl Client {
         let promoted: Vec<Result<Option<Promoted>, ClientError>> = outcomes
             .into_iter()
             .map(|outcome| {
-                let (location, superseded) = match outcome {
-                    CommitOutcome::Committed(location) => (location, false),
-                    CommitOutcome::Superseded(location) => (location, true),
+                let (chunk, superseded) = match outcome {
+                    CommitOutcome::Committed(chunk) => (chunk, false),
+                    CommitOutcome::Superseded(chunk) => (chunk, true),
                     CommitOutcome::NotReserved | CommitOutcome::BadLength => return Ok(None),
                 };
-                let page = PinnedPage::new(location, self.home(&mapped))?;
+                let page = PinnedPage::new(chunk, self.home(&mapped))?;
                 Ok(Some(Promoted { page, superseded }))
             })
             .collect();
@@ -222,8 +222,8 @@ impl Client {
         if !how.stop_at_miss || found.len() > keys.len() {
             self.check_len(&mapped, found.len(), keys.len())?;
         }
-        let page = |location| {
-            PinnedPage::new(location, self.home(&mapped))
+        let page = |chunk| {
+            PinnedPage::new(chunk, self.home(&mapped))
                 .inspect_err(|error| tracing::warn!(%error, "a chunk cannot be read from here"))
                 .ok()
         };

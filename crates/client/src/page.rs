@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use maru_memory::{PageMut, PageView, PoolMapping};
-use maru_protocol::{CommitItem, Handle, Location};
+use maru_protocol::{Chunk, CommitItem, Handle, Location};
 
 use crate::heartbeat::Returns;
 use crate::link::{Link, MappedSession};
@@ -81,20 +81,21 @@ pub struct PinnedPage {
     // Dropped in this order: what is given back is not in use any more.
     view: PageView,
     ticket: Ticket,
-    location: Location,
+    chunk: Chunk,
 }
 
 impl PinnedPage {
-    pub(crate) fn new(location: Location, home: Home) -> Result<Self, ClientError> {
+    pub(crate) fn new(chunk: Chunk, home: Home) -> Result<Self, ClientError> {
+        let location = chunk.location;
         let ticket = Ticket { home, handle: location.handle, pins: 1, spent: false };
         let view = ticket.mapping().read(location.offset(), location.length)?;
-        Ok(Self { view, ticket, location })
+        Ok(Self { view, ticket, chunk })
     }
 
     /// Where the chunk lies.
     #[must_use]
     pub const fn location(&self) -> Location {
-        self.location
+        self.chunk.location
     }
 
     /// The chunk's bytes, in the pool itself. See the type's description for when they count.
@@ -194,7 +195,7 @@ impl ReservedPage {
     pub(crate) fn finish(self) -> (CommitItem, Ticket) {
         let Self { page, writing, ticket, length } = self;
         drop((page, writing));
-        (CommitItem { handle: ticket.handle, length }, ticket)
+        (CommitItem { handle: ticket.handle, length, checksum: None }, ticket)
     }
 }
 

@@ -1,7 +1,6 @@
 //! A server for the tests inside this crate. The tests outside have `maru_testkit::TestPool`, which
 //! brings a client library of its own.
 
-use maru_directory::Config;
 use maru_protocol::Endpoint;
 use maru_server::{Embedded, PoolConfig, ServerConfig};
 

@@ -83,13 +83,13 @@ impl Directory {
         }
     }
 
-    /// The sessions of before the restart whose writer may still write, and the process behind each
-    /// whose death would be seen: for the driver to look whether it is dead, and to wait for that.
+    /// The sessions of before the restart, and the process behind each whose death would be seen: for
+    /// the driver to look whether it is dead, and to wait for that.
     #[must_use]
     pub fn processes_before(&self) -> Vec<(SessionId, ProcessId)> {
         let awaited = self.sessions.live.iter().map(|(id, session)| (*id, session.process));
-        let vanished = self.sessions.vanished.iter().map(|(id, gone)| (*id, gone.process));
-        awaited.chain(vanished).filter_map(|(id, process)| Some((id, process?))).collect()
+        let awaited = awaited.filter_map(|(id, process)| Some((id, process?)));
+        awaited.chain(self.vanished_processes()).collect()
     }
 
     /// The death of the process behind a session would not be seen after all.

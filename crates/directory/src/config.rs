@@ -40,9 +40,9 @@ pub struct Config {
     /// How long a session outlives its connection, for the instance to come back; at most 900, so
     /// that what it held is free one second after the drop (rule 6).
     pub resume_ms: u64,
-    /// How long a page is kept from others after a writer vanished whose death nobody would see (rule
-    /// 7): longer than any copy that could still be in flight, and than it takes to drain a session;
-    /// at least 1000.
+    /// How long a page is kept from others after its writer vanished and was not seen to die (rule 7):
+    /// longer than any copy that could still be in flight, and than it takes to drain a session; at
+    /// least 1000. It does not run while the writer's process is seen to be stopped.
     pub quarantine_ms: u64,
     /// Unacknowledged requests a session may have; so many replies are kept for it (rule 5).
     pub window: u32,

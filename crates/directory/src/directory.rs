@@ -151,7 +151,7 @@ impl Directory {
 
     /// Opens a session for a new connection, or goes on with one whose connection was lost.
     /// `fresh` becomes the secret of a new session: random, and never given twice. `process` is the
-    /// one behind it, if the driver would see it die.
+    /// one behind it, if the driver sees whether it lives.
     pub fn hello(
         &mut self,
         now: Millis,

@@ -7,7 +7,7 @@ use crate::pages::{PageState, Why};
 use crate::record::Record;
 use crate::sessions::{Phase, Sessions, Vanished, Writer};
 use crate::stains::Hosts;
-use crate::{Directory, Millis, rules};
+use crate::{Directory, Millis, ProcessId, rules};
 
 /// States looked at by the sampled check of the rules, each tick.
 const RULE_SAMPLE: usize = 16;
@@ -130,6 +130,21 @@ impl Directory {
         if known == Some(secret) && !connected {
             self.writer_gone(id, Writer::Done);
             self.end(now, id, Ending::Dropped);
+        }
+    }
+
+    /// The writers that vanished, and the process behind each, if its death would be seen: for the
+    /// driver to look whether it is stopped.
+    pub fn vanished_processes(&self) -> impl Iterator<Item = (SessionId, ProcessId)> {
+        let vanished = self.sessions.vanished.iter();
+        vanished.filter_map(|(id, vanished)| Some((*id, vanished.process?)))
+    }
+
+    /// The process of a vanished writer is stopped. It goes on where it was when somebody has it go
+    /// on, so its quarantine begins anew.
+    pub fn writer_stopped(&mut self, now: Millis, id: SessionId) {
+        if let Some(vanished) = self.sessions.vanished.get_mut(&id) {
+            vanished.until = now + self.config.quarantine_ms;
         }
     }
 

@@ -342,8 +342,8 @@ pub enum Owner {
     Resident(Vec<u8>),
     /// Those who have so many pins on it; no key leads to it any more.
     Ghost(u32),
-    /// A vanished writer, until then, or until it is known to be gone.
-    Quarantined(SessionId, Option<Millis>),
+    /// A vanished writer, until then.
+    Quarantined(SessionId, Millis),
     /// Whoever may claim it.
     Unclaimed,
     /// The caches of hosts.
@@ -421,8 +421,8 @@ fn owners(directory: &Directory) -> BTreeMap<PageAt, (Generation, Owner)> {
     let sessions = &directory.sessions;
     let mut quarantined = BTreeMap::new();
     for (id, vanished) in &sessions.vanished {
-        let until = vanished.process.is_none().then_some(vanished.until);
-        quarantined.extend(vanished.pages.iter().map(|at| (*at, Owner::Quarantined(*id, until))));
+        let owner = || Owner::Quarantined(*id, vanished.until);
+        quarantined.extend(vanished.pages.iter().map(|at| (*at, owner())));
     }
     let stained = directory.stains.iter().map(|(at, hosts)| {
         let hosts = hosts.iter().map(|host| sessions.host(*host).to_owned());
@@ -556,7 +556,7 @@ fn may_change(
         }
         Owner::Quarantined(session, until) => {
             let kept = matches!(owner_after, Some(Owner::Quarantined(id, _)) if id == session);
-            kept || until.is_some_and(|until| until <= step.now) || gone(session)
+            kept || *until <= step.now || gone(session)
         }
         Owner::Unclaimed => match owner_after {
             Some(Owner::Reserved(session)) => step.actor == Some(*session),

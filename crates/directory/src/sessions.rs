@@ -71,7 +71,7 @@ pub(crate) struct Session {
     pub(crate) secret: Secret,
     pub(crate) instance: InstanceId,
     pub(crate) host: HostId,
-    /// The process behind it, if its death would be seen: then no clock ends its quarantine.
+    /// The process behind it, if its death would be seen.
     pub(crate) process: Option<ProcessId>,
     pub(crate) phase: Phase,
     /// When it was last heard.
@@ -172,7 +172,7 @@ pub(crate) struct Vanished {
     /// The process behind it, if its death would be seen.
     pub(crate) process: Option<ProcessId>,
     pub(crate) writer: Writer,
-    /// When it is taken to write no more, unless its death would be seen.
+    /// When it is taken to write no more.
     pub(crate) until: Millis,
     /// Pages it could still write to.
     pub(crate) pages: Vec<PageAt>,
@@ -203,7 +203,7 @@ impl Vanished {
 
     /// Whether it writes no more, for all that can be known.
     pub(crate) fn is_over(&self, now: Millis) -> bool {
-        self.writer > Writer::MayWrite || (self.process.is_none() && self.until <= now)
+        self.writer > Writer::MayWrite || self.until <= now
     }
 }
 

@@ -30,7 +30,7 @@ pub enum KeyError {
 
 impl<'a> Key<'a> {
     /// Takes `bytes` as a key.
-    pub fn new(bytes: &'a [u8]) -> Result<Self, KeyError> {
+    pub const fn new(bytes: &'a [u8]) -> Result<Self, KeyError> {
         match bytes.len() {
             0 => Err(KeyError::Empty),
             len if len > KEY_LEN_MAX => Err(KeyError::TooLong { len }),

@@ -9,7 +9,7 @@ use maru_memory::{DeviceError, DeviceSpec, MappingError, PopulateError};
 use maru_protocol::Visibility;
 
 use crate::service::{Mismatch, OpenError};
-use crate::store::{Durability, Progress, StoreError};
+use crate::store::{Durability, StoreError};
 
 /// The pool's memory.
 #[derive(Debug, Clone)]
@@ -44,8 +44,6 @@ pub struct ServerConfig {
     /// How many bytes a second of the pool are read in the background and held against their
     /// checksums; 0 for none.
     pub scrub_bytes_per_second: u64,
-    /// Is told how far reading the store has come.
-    pub progress: fn(Progress),
     /// How what one host writes reaches another.
     pub visibility: Visibility,
     /// Times, limits and thresholds. Epoch, seed and visibility are set by the server.
@@ -66,7 +64,6 @@ impl ServerConfig {
             store: None,
             checksums: false,
             scrub_bytes_per_second: 0,
-            progress: |_| {},
             visibility: Visibility::Coherent,
             directory: Config::default(),
         }

@@ -66,10 +66,24 @@ pub(crate) fn fate(id: ProcessId) -> Fate {
 
 /// When a process started, in ticks of the kernel's clock since the boot.
 fn started(pid: u32) -> Option<u64> {
+    stat(pid, |fields| fields.nth(19)?.parse().ok())
+}
+
+/// Whether a process is stopped, by a signal or by who traces it.
+pub(crate) fn is_stopped(id: ProcessId) -> bool {
+    let stopped = stat(id.pid, |fields| Some(matches!(fields.next()?, "T" | "t")));
+    stopped == Some(true) && started(id.pid) == Some(id.started)
+}
+
+/// Something of what the kernel tells of a process, in fields from the third on.
+fn stat<T>(
+    pid: u32,
+    read: impl FnOnce(&mut std::str::SplitWhitespace<'_>) -> Option<T>,
+) -> Option<T> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything: the fields from the third on.
+    // Behind the name, which may hold anything.
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
+    read(&mut fields.split_whitespace())
 }
 
 /// In which numbers of processes mean what they mean now: a boot, and a PID namespace.

@@ -21,7 +21,7 @@ use crate::listener::{Listener, Stream};
 use crate::pool::{Devices, Pool};
 use crate::process::{self, Fate, Process};
 use crate::service::{Found, Service, ServiceConfig};
-use crate::store::{self, Durability, FileDisk, StoreError};
+use crate::store::{self, Durability, FileDisk, Progress, StoreError};
 use crate::{PoolConfig, ServerConfig, StartError};
 
 /// How often time passes for the directory: well under the second in which the dead are cleaned up
@@ -95,6 +95,14 @@ impl Stopper {
 impl Server {
     /// Opens the pool and starts to listen. Nothing is answered before [`Server::run`].
     pub fn start(config: &ServerConfig) -> Result<Self, StartError> {
+        Self::start_and_tell(config, &mut |_| {})
+    }
+
+    /// The same; `progress` is told how far reading the store has come.
+    pub fn start_and_tell(
+        config: &ServerConfig,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, StartError> {
         if config.socket.is_none() && config.listen.is_none() {
             return Err(StartError::NoListener);
         }
@@ -106,7 +114,7 @@ impl Server {
             listeners.push(Listener::tcp(address)?);
         }
         let started = Instant::now();
-        let (service, mut pool, found) = open(config)?;
+        let (service, mut pool, found) = open(config, progress)?;
         pool.begin_epoch(service.epoch())?;
         if config.populate {
             pool.populate()?;
@@ -527,6 +535,7 @@ impl Server {
         for listener in self.crowded.clone() {
             self.accept(listener);
         }
+        self.service.look_at_vanished(now, process::is_stopped);
         let tick = self.service.tick(now).map_err(broken)?;
         self.next_tick = if tick.more { Instant::now() } else { Instant::now() + TICK };
         if let Some(violation) = tick.violation {
@@ -582,16 +591,16 @@ impl Server {
 }
 
 /// Opens the pool and its store.
-fn open(config: &ServerConfig) -> Result<Opened, StartError> {
+fn open(config: &ServerConfig, progress: &mut dyn FnMut(Progress)) -> Result<Opened, StartError> {
     let devices = Devices::open(&config.pool)?;
     let left_behind = devices.left_behind;
-    match (open_store(config, devices), &config.pool) {
+    match (open_store(config, devices, progress), &config.pool) {
         (
             Err(error @ (StartError::Mismatch { .. } | StartError::Corrupt { .. })),
             PoolConfig::Temporary(spec),
         ) if left_behind => {
             tracing::warn!(%error, "what a killed server left behind is of no use: it is made anew");
-            open_store(config, Devices::anew(spec)?)
+            open_store(config, Devices::anew(spec)?, progress)
         }
         (opened, _) => opened,
     }
@@ -600,7 +609,11 @@ fn open(config: &ServerConfig) -> Result<Opened, StartError> {
 type Opened = (Service<FileDisk>, Pool, Found);
 
 /// Opens the store of these devices.
-fn open_store(config: &ServerConfig, devices: Devices) -> Result<Opened, StartError> {
+fn open_store(
+    config: &ServerConfig,
+    devices: Devices,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Opened, StartError> {
     let path = config.store.clone().unwrap_or_else(|| devices.default_store());
     let failed = |source| StartError::Store { store: path.clone(), source };
     let synced = config.durability == Durability::Fsync;
@@ -629,8 +642,7 @@ fn open_store(config: &ServerConfig, devices: Devices) -> Result<Opened, StartEr
         may_be_written,
         processes: process::numbering(),
     };
-    let mut progress = config.progress;
-    match Service::open(service, disk, pool_epoch, Millis(0), &mut progress) {
+    match Service::open(service, disk, pool_epoch, Millis(0), progress) {
         Ok((service, found)) => Ok((service, pool, found)),
         Err(error) => {
             pool.leave_behind();

@@ -71,8 +71,10 @@ pub enum Mismatch {
 pub enum Found {
     /// No store was asked for.
     Nothing,
-    /// There was none, and now there is.
-    NewStore,
+    /// A pool that no server had before.
+    NewPool,
+    /// A pool that a server had before, and no store. It starts empty.
+    StoreGone,
     /// Entries, and sessions that may come back.
     Store {
         /// Entries.
@@ -140,7 +142,8 @@ impl<D: Disk> Service<D> {
                 if config.may_be_written {
                     directory.withhold(now);
                 }
-                (directory, Replayed::default(), Found::NewStore)
+                let found = if pool_epoch > 0 { Found::StoreGone } else { Found::NewPool };
+                (directory, Replayed::default(), found)
             }
             Some(head) => {
                 check(&head, &identity, pool_epoch).map_err(OpenError::Mismatch)?;
@@ -247,6 +250,16 @@ impl<D: Disk> Service<D> {
     /// The process behind a session is dead. Says whether the session had not ended by itself.
     pub fn writer_dead(&mut self, now: Millis, session: SessionId) -> bool {
         self.directory.writer_dead(now, session)
+    }
+
+    /// Has the quarantines of writers begin anew whose process `is_stopped`.
+    pub fn look_at_vanished(&mut self, now: Millis, is_stopped: impl Fn(ProcessId) -> bool) {
+        let vanished = self.directory.vanished_processes();
+        let stopped = vanished.filter(|(_, process)| is_stopped(*process));
+        let stopped: Vec<SessionId> = stopped.map(|(session, _)| session).collect();
+        for session in stopped {
+            self.directory.writer_stopped(now, session);
+        }
     }
 
     /// The death of the process behind a session would not be seen after all.

@@ -8,10 +8,12 @@
 use std::time::Duration;
 
 pub mod conformance;
+mod disk;
 mod fault;
 mod pool;
 mod rewrite;
 
+pub use disk::MemoryDisk;
 pub use fault::{ANY, Fault, FaultProxy};
 pub use pool::{SHORT, TestPool, next_epoch};
 

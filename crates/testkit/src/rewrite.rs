@@ -85,14 +85,15 @@ pub(crate) fn move_outside(answer: &mut Answer) {
         }
         Answer::Committed(outcomes) => {
             for outcome in outcomes {
-                if let CommitOutcome::Committed(location) | CommitOutcome::Superseded(location) =
-                    outcome
+                if let CommitOutcome::Committed(chunk) | CommitOutcome::Superseded(chunk) = outcome
                 {
-                    outside(location);
+                    outside(&mut chunk.location);
                 }
             }
         }
-        Answer::Acquired(found) => found.iter_mut().flatten().for_each(outside),
+        Answer::Acquired(found) => {
+            found.iter_mut().flatten().for_each(|chunk| outside(&mut chunk.location));
+        }
         _ => {}
     }
 }
@@ -109,6 +110,10 @@ pub(crate) fn move_back(body: &mut Body<'_>) -> bool {
         Body::Commit { items, .. } => items.iter_mut().for_each(|item| inside(&mut item.handle)),
         Body::Abort { handles } | Body::Release { handles, .. } => {
             handles.iter_mut().for_each(inside);
+        }
+        Body::Claim { pins, reservations, .. } => {
+            pins.iter_mut().for_each(|claim| inside(&mut claim.handle));
+            reservations.iter_mut().for_each(|claim| inside(&mut claim.handle));
         }
         _ => {}
     }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use maru_directory::Config;
 use maru_memory::{DATA_START, DeviceSpec};
 use maru_protocol::{Endpoint, PAGE_ALIGN};
 use maru_server::{Embedded, PoolConfig, ServerConfig};
@@ -60,7 +59,7 @@ fn size(pages: u64, page_bytes: u64) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use maru_directory::{DeviceSpan, Directory, Geometry, Millis};
+    use maru_directory::{Config, DeviceSpan, Directory, Geometry, Millis};
     use maru_protocol::{Answer, Body, Hello, Request, Secret};
 
     use super::*;
@@ -72,7 +71,7 @@ mod tests {
         let now = Millis(0);
         let mut directory = Directory::new(Config::default(), &geometry, now).unwrap();
         let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
-        let session = directory.hello(now, &hello, Secret([0; 16])).unwrap().session;
+        let session = directory.hello(now, &hello, Secret([0; 16]), None).unwrap().session;
         let request = Request { seq: 1, acked: 0, body: Body::Regions };
         match directory.apply(now, session, &request).result.unwrap() {
             Answer::Regions(regions) => regions

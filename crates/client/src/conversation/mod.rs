@@ -2,6 +2,7 @@
 //!
 //! Nothing in this folder does I/O, looks at a clock or has a thread.
 
+mod holdings;
 mod returns;
 mod session;
 #[cfg(test)]
@@ -12,9 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maru_protocol::{
-    Answer, Body, Frame, FrameError, FrameKind, Refusal, Reply, Request, Resume, Welcome,
+    Answer, Body, Frame, FrameError, FrameKind, HEADER_LEN, Handle, PinClaim, Refusal,
+    ReleaseOutcome, Reply, Request, Resume, Standing, Welcome,
 };
 
+use self::holdings::{Claim, Holdings};
 pub use self::returns::Return;
 pub use self::session::{Session, Writing};
 use crate::ClientError;
@@ -40,6 +43,8 @@ pub struct Conversation {
     /// Counts up over sessions too, so that a number means one request.
     next_seq: u64,
     pending: BTreeMap<u64, Pending>,
+    /// What the present session holds.
+    holdings: Holdings,
     /// What was granted to those who had stopped waiting.
     orphans: Vec<Return>,
     /// No session is begun or resumed any more.
@@ -78,10 +83,14 @@ pub enum ConnectionError {
 struct Pending {
     session: Arc<Session>,
     frame: Vec<u8>,
+    /// It tells a restarted server what is held; nobody waits for it.
+    claim: bool,
     /// When it was sent last.
     sent: Duration,
     /// So many pins it asks for on each chunk.
     pins: u32,
+    /// What it is answered changes what is held: [`Holdings::matter`].
+    holds: bool,
     /// The caller's patience has run out. The request stays: the server may have applied it, and
     /// what it then grants must be given back.
     abandoned: bool,
@@ -99,6 +108,7 @@ impl Conversation {
             lost: Vec::new(),
             next_seq: 1,
             pending: BTreeMap::new(),
+            holdings: Holdings::default(),
             orphans: Vec::new(),
             closed: false,
         }
@@ -121,8 +131,8 @@ impl Conversation {
     }
 
     /// The server welcomed a new connection, to a hello that was sent at `sent`: begins the session,
-    /// or goes on with it. Returns the frames that are to be sent now, in their order: everything
-    /// unanswered.
+    /// or goes on with it. Returns the frames that are to be sent now, in their order: what a server
+    /// that was restarted has to know, and everything unanswered.
     ///
     /// [`ClientError::SessionLost`] if the connection is of no use, since the session that it resumes
     /// was lost meanwhile, or all is closed.
@@ -133,19 +143,99 @@ impl Conversation {
         welcome: &Welcome,
     ) -> Result<impl Iterator<Item = &[u8]>, ClientError> {
         let going_on = self.hello()?.is_some_and(|resume| resume.session == welcome.session);
-        if welcome.resumed && !going_on {
+        if welcome.standing != Standing::New && !going_on {
             return Err(ClientError::SessionLost);
         }
-        if !welcome.resumed {
-            self.end_session();
-            self.session = Some(Arc::new(Session::new(welcome, sent)));
+        // They were of another connection, and say what was held then.
+        self.pending.retain(|_, pending| !pending.claim);
+        match welcome.standing {
+            Standing::New => {
+                self.end_session();
+                self.session = Some(Arc::new(Session::new(welcome, sent)));
+            }
+            Standing::Resumed => {}
+            Standing::Restored => {
+                self.give_back_all();
+                self.claim()?;
+            }
         }
         let unanswered = |pending: &&mut Pending| pending.is_unanswered();
         for pending in self.pending.values_mut().filter(unanswered) {
             pending.sent = now;
         }
-        let unanswered = self.pending.values().filter(|pending| pending.is_unanswered());
-        Ok(unanswered.map(|pending| pending.frame.as_slice()))
+        let unanswered = |claim| {
+            let pending = self.pending.values();
+            let these = move |one: &&Pending| one.is_unanswered() && one.claim == claim;
+            pending.filter(these).map(|pending| pending.frame.as_slice())
+        };
+        Ok(unanswered(true).chain(unanswered(false)))
+    }
+
+    /// What was on its way back when the server was killed is back: it is not claimed.
+    fn give_back_all(&mut self) {
+        let mut done = Vec::new();
+        for (seq, pending) in self.pending.iter_mut().filter(|(_, one)| one.is_unanswered()) {
+            let body = pending.request().map(|request| request.body);
+            if let Some(body @ (Body::Abort { .. } | Body::Release { .. })) = body
+                && let Body::Abort { handles } | Body::Release { handles, .. } = &body
+            {
+                let answer = Answer::Released(vec![ReleaseOutcome::Released; handles.len()]);
+                self.holdings.book(&body, &answer);
+                done.push((*seq, answer));
+            }
+        }
+        for (seq, answer) in done {
+            self.take_answer(seq, Ok(answer));
+        }
+    }
+
+    /// Tells a server that was restarted what its session holds.
+    fn claim(&mut self) -> Result<(), ClientError> {
+        let session = self.session.as_ref().ok_or(ClientError::SessionLost)?;
+        let mut committing = BTreeMap::new();
+        let mut commits = Vec::new();
+        for (seq, pending) in self.pending.iter().filter(|(_, one)| one.is_unanswered()) {
+            if let Some(Request { body: Body::Commit { items, pins }, .. }) = pending.request() {
+                committing.extend(items.iter().map(|item| (item.handle, *seq)));
+                commits.extend((pins > 0).then_some(*seq));
+            }
+        }
+        let acked = self.first_unanswered() - 1;
+        let by_commit = |handle: Handle| committing.get(&handle).copied();
+        let parts = self.holdings.claims(session.batch_max(), by_commit);
+        let last = parts.len() - 1;
+        let mut frames = Vec::new();
+        for (part, Claim { pins, reservations }) in parts.into_iter().enumerate() {
+            let seq = self.next_seq + part as u64;
+            let (commits, last) =
+                if part == last { (commits.clone(), true) } else { (vec![], false) };
+            let body = Body::Claim { pins, reservations, commits, last };
+            frames.push((seq, encode(&Request { seq, acked, body })?));
+        }
+        let session = Arc::clone(session);
+        for (seq, frame) in frames {
+            let mut pending = Pending::new(Arc::clone(&session), frame, Duration::ZERO, 0);
+            (pending.claim, pending.abandoned) = (true, true);
+            self.pending.insert(seq, pending);
+            self.next_seq = seq + 1;
+        }
+        Ok(())
+    }
+
+    /// The pages that the present session pins, and how often, by the answers that came.
+    pub fn pins(&self) -> impl Iterator<Item = PinClaim> {
+        self.holdings.pins()
+    }
+
+    /// The pages that the present session has reserved, by the answers that came.
+    pub fn reservations(&self) -> impl Iterator<Item = Handle> {
+        self.holdings.reservations()
+    }
+
+    /// Whether every request has its answer.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.pending.values().all(|pending| !pending.is_unanswered())
     }
 
     /// Whether the server can remember the answer to one more request, and not too many are on
@@ -181,12 +271,11 @@ impl Conversation {
             _ => 0,
         };
         let (seq, acked) = (self.next_seq, self.first_unanswered() - 1);
-        let mut frame = Vec::new();
-        maru_protocol::encode(FrameKind::Request, &Request { seq, acked, body }, &mut frame)
-            .map_err(ClientError::Unsendable)?;
+        let holds = Holdings::matter(&body);
+        let frame = encode(&Request { seq, acked, body })?;
         self.next_seq += 1;
-        let session = Arc::clone(current);
-        let pending = Pending { session, frame, sent: now, pins, abandoned: false, outcome: None };
+        let mut pending = Pending::new(Arc::clone(current), frame, now, pins);
+        pending.holds = holds;
         let Pending { frame, .. } = self.pending.entry(seq).or_insert(pending);
         Ok(Asked { seq, frame })
     }
@@ -207,18 +296,39 @@ impl Conversation {
             return Ok(());
         };
         // Only a session that still is one answers; a refusal may be that it is none.
-        if reply.result.is_ok() {
+        if let Ok(answer) = &reply.result {
             pending.session.confirm(pending.sent);
+            if let Answer::Acquired(found) = answer {
+                self.holdings.acquired(found, pending.pins);
+            } else if pending.holds
+                && let Some(Request { body, .. }) = pending.request()
+            {
+                self.holdings.book(&body, answer);
+            }
         }
-        let ended = matches!(reply.result, Err(Refusal::SessionEnded));
-        pending.outcome = Some(match reply.result {
-            Err(Refusal::SessionEnded) => Err(ClientError::SessionLost),
-            result => result.map_err(ClientError::Refused),
-        });
-        if pending.abandoned {
-            self.abandon(reply.seq);
-        }
+        // Who cannot say what it holds has lost it.
+        let ended = matches!(
+            reply.result,
+            Err(Refusal::SessionEnded | Refusal::Claim { .. } | Refusal::ClaimFirst)
+        );
+        self.take_answer(
+            reply.seq,
+            match reply.result {
+                Err(_) if ended => Err(ClientError::SessionLost),
+                result => result.map_err(ClientError::Refused),
+            },
+        );
         if ended { Err(ConnectionError::SessionEnded) } else { Ok(()) }
+    }
+
+    fn take_answer(&mut self, seq: u64, outcome: Result<Answer, ClientError>) {
+        let Some(pending) = self.pending.get_mut(&seq) else {
+            return;
+        };
+        pending.outcome = Some(outcome);
+        if pending.abandoned {
+            self.abandon(seq);
+        }
     }
 
     /// What came of a request, once.
@@ -309,6 +419,7 @@ impl Conversation {
             old.lose();
             self.lost.push(Arc::clone(old));
         }
+        self.holdings.clear();
         self.pending.retain(|_, pending| !pending.abandoned);
         for pending in self.pending.values_mut() {
             pending.outcome.get_or_insert(Err(ClientError::SessionLost));
@@ -322,7 +433,33 @@ impl Conversation {
     }
 }
 
+fn encode(request: &Request<'_>) -> Result<Vec<u8>, ClientError> {
+    let mut frame = Vec::new();
+    maru_protocol::encode(FrameKind::Request, request, &mut frame)
+        .map_err(ClientError::Unsendable)?;
+    Ok(frame)
+}
+
 impl Pending {
+    const fn new(session: Arc<Session>, frame: Vec<u8>, sent: Duration, pins: u32) -> Self {
+        Self {
+            session,
+            frame,
+            sent,
+            pins,
+            claim: false,
+            holds: false,
+            abandoned: false,
+            outcome: None,
+        }
+    }
+
+    /// What was asked.
+    fn request(&self) -> Option<Request<'_>> {
+        // It was encoded here.
+        maru_protocol::decode(self.frame.get(HEADER_LEN..)?).ok()
+    }
+
     const fn is_unanswered(&self) -> bool {
         self.outcome.is_none()
     }

@@ -49,13 +49,13 @@ impl Return {
                 })
                 .collect(),
             Answer::Acquired(found) => {
-                found.iter().flatten().map(|location| give_back(location, pins)).collect()
+                found.iter().flatten().map(|chunk| give_back(&chunk.location, pins)).collect()
             }
             Answer::Committed(outcomes) if pins > 0 => outcomes
                 .iter()
                 .filter_map(|outcome| match outcome {
-                    CommitOutcome::Committed(location) | CommitOutcome::Superseded(location) => {
-                        Some(give_back(location, pins))
+                    CommitOutcome::Committed(chunk) | CommitOutcome::Superseded(chunk) => {
+                        Some(give_back(&chunk.location, pins))
                     }
                     CommitOutcome::NotReserved | CommitOutcome::BadLength => None,
                 })

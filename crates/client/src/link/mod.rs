@@ -12,7 +12,7 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Resume, Welcome};
+use maru_protocol::{Answer, Body, FrameKind, Hello, Refusal, Resume, Standing, Welcome};
 use rustix::process::{Pid, getpid};
 
 pub(crate) use self::state::MappedSession;
@@ -426,7 +426,8 @@ impl Link {
     ) -> Result<Option<Arc<MappedSession>>, ClientError> {
         let Greeted { stream, welcome, sent } = greeted;
         // A session without its memory is of no use, so none begins.
-        let memory = if welcome.resumed { None } else { Some(self.map(state, &welcome)?) };
+        let new = welcome.standing == Standing::New;
+        let memory = if new { Some(self.map(state, &welcome)?) } else { None };
         for frame in state.conversation.welcomed(self.now(), sent, &welcome)? {
             stream.write_all(frame).map_err(|source| self.unreachable(source))?;
         }

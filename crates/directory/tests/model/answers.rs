@@ -352,6 +352,13 @@ impl Model {
         }
     }
 
+    /// The quarantine of a writer that is stopped begins anew.
+    pub(crate) fn writer_stopped(&mut self, now: Millis, id: SessionId) {
+        if let Some(vanished) = self.vanished.get_mut(&id) {
+            vanished.until = now + self.config.quarantine_ms;
+        }
+    }
+
     /// Once nobody pins a ghost, its page is not used any more.
     pub(crate) fn ghost_unpinned(&mut self, ghost: Generation) {
         let mut holders = self.sessions.values();

@@ -107,6 +107,7 @@ fn op() -> impl Strategy<Value = Op> {
         }),
         2 => n().prop_map(|peer| Op::Disconnect { peer }),
         1 => n().prop_map(|session| Op::WriterDead { session }),
+        1 => n().prop_map(|session| Op::WriterStopped { session }),
         12 => n().prop_map(|time| Op::Pass { time }),
         8 => Just(Op::Tick),
         1 => n().prop_map(|handle| Op::Condemn { handle }),

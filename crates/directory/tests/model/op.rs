@@ -154,13 +154,16 @@ pub(crate) enum Op {
         peer: u8,
         budget: u8,
         resuming: Resuming,
-        /// Its process would be seen to die.
+        /// Whether its process lives is seen.
         watched: bool,
     },
     Disconnect {
         peer: u8,
     },
     WriterDead {
+        session: u8,
+    },
+    WriterStopped {
         session: u8,
     },
     Pass {

@@ -122,7 +122,6 @@ impl Model {
             secret: session.secret,
             instance: session.instance.clone(),
             host: session.host.clone(),
-            watched: session.watched,
             writer: session.writer,
             pages: std::collections::BTreeMap::new(),
             until: now + self.config.quarantine_ms,
@@ -144,13 +143,12 @@ impl Model {
         let mut done = 0;
         let mut vacated = Vec::new();
         for (id, vanished) in &mut self.vanished {
-            let overdue = !vanished.watched && vanished.until <= now;
-            if vanished.writer == Writer::MayWrite && !overdue {
+            if vanished.writer == Writer::MayWrite && vanished.until > now {
                 continue;
             }
             let held = vanished.pages.len() as u64;
             let all = held <= work - done;
-            let until = (!vanished.watched).then_some(vanished.until);
+            let until = vanished.until;
             let stays = |generation: &Generation| {
                 let owner = (*generation, Owner::Quarantined(*id, until));
                 !all && after.pages.values().any(|page| *page == owner)

@@ -35,7 +35,6 @@ pub(crate) struct Session {
     pub(crate) host: String,
     pub(crate) phase: Phase,
     pub(crate) heard: Millis,
-    pub(crate) watched: bool,
     pub(crate) writer: Writer,
     pub(crate) pins: BTreeMap<Name, (u32, Millis)>,
     /// Pins on what no key leads to any more.
@@ -82,7 +81,6 @@ pub(crate) struct Vanished {
     pub(crate) secret: Secret,
     pub(crate) instance: String,
     pub(crate) host: String,
-    pub(crate) watched: bool,
     pub(crate) writer: Writer,
     pub(crate) pages: BTreeMap<Generation, (Handle, u64)>,
     pub(crate) until: Millis,
@@ -165,7 +163,6 @@ impl Model {
         now: Millis,
         hello: &Hello<'_>,
         fresh: Secret,
-        watched: bool,
         got: &Result<Opened, Refusal>,
     ) {
         if let Some(resume) = hello.resume
@@ -199,7 +196,6 @@ impl Model {
             host: hello.host.into(),
             phase: Phase::Connected,
             heard: now,
-            watched,
             writer: Writer::MayWrite,
             pins: BTreeMap::new(),
             ghosts: BTreeMap::new(),
@@ -313,13 +309,13 @@ impl Model {
         }
         for (id, held) in &self.vanished {
             for (handle, bytes) in held.pages.values() {
-                add(*handle, *bytes, Owner::Quarantined(*id, None));
+                add(*handle, *bytes, Owner::Quarantined(*id, Millis(0)));
             }
         }
         let found = after.pages.iter().filter(|(_, (_, owner))| *owner != Owner::Unclaimed);
         let found: BTreeMap<_, _> = found
             .map(|(at, (_, owner))| match owner {
-                Owner::Quarantined(id, _) => (*at, Owner::Quarantined(*id, None)),
+                Owner::Quarantined(id, _) => (*at, Owner::Quarantined(*id, Millis(0))),
                 owner => (*at, owner.clone()),
             })
             .collect();
@@ -352,9 +348,8 @@ impl Model {
             own(ghost.handle, ghost.page_bytes, Owner::Ghost(pins));
         }
         for (id, held) in &self.vanished {
-            let until = (!held.watched).then_some(held.until);
             for (handle, bytes) in held.pages.values() {
-                own(*handle, *bytes, Owner::Quarantined(*id, until));
+                own(*handle, *bytes, Owner::Quarantined(*id, held.until));
             }
         }
         for stain in self.stains.values() {

@@ -87,6 +87,13 @@ impl World {
                     self.after(None);
                 }
             }
+            Op::WriterStopped { session } => {
+                if let Some((id, _)) = self.any_session(*session) {
+                    self.directory.writer_stopped(self.now, id);
+                    self.model.writer_stopped(self.now, id);
+                    self.after(None);
+                }
+            }
             Op::Pass { time } => self.pass(*time),
             Op::Tick => {
                 self.tick();
@@ -140,7 +147,7 @@ impl World {
         let fresh = Secret((self.sessions.len() as u128).to_le_bytes());
         let process = watched.then_some(ProcessId { pid: 1, started: 2 });
         let got = self.directory.hello(self.now, &hello, fresh, process);
-        self.model.hello(self.now, &hello, fresh, watched, &got);
+        self.model.hello(self.now, &hello, fresh, &got);
         self.after(None);
         let Ok(opened) = got else {
             return;
@@ -343,12 +350,6 @@ impl World {
         for _ in 0..2 {
             while self.tick() {}
             self.now = self.now + long;
-        }
-        while self.tick() {}
-        for id in self.model.vanished.keys().copied().collect::<Vec<_>>() {
-            self.directory.writer_dead(self.now, id);
-            self.model.writer_dead(id);
-            self.after(None);
         }
         while self.tick() {}
         let vacant = self.model.stains.len() + self.model.damaged.len();

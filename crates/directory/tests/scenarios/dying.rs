@@ -100,6 +100,25 @@ fn a_writer_found_dead_later_ends_the_quarantine() {
     assert!(free(&mut pool, other));
 }
 
+/// A stopped process goes on in the middle of its copy, however much later.
+#[test]
+fn the_quarantine_of_a_stopped_writer_does_not_run() {
+    let (mut pool, dead, other) = with_a_writer();
+    pool.directory.disconnected(pool.now, dead);
+    pool.tick(800);
+    for _ in 0..9 {
+        pool.ask(other, Body::Renew).unwrap();
+        pool.tick(7_000);
+        pool.directory.writer_stopped(pool.now, dead);
+    }
+    assert!(!free(&mut pool, other));
+    for _ in 0..5 {
+        pool.ask(other, Body::Renew).unwrap();
+        pool.tick(6_000);
+    }
+    assert!(free(&mut pool, other));
+}
+
 #[test]
 fn after_goodbye_all_is_free() {
     let (mut pool, dead, other) = with_a_writer();

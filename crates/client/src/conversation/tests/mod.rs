@@ -1,9 +1,11 @@
 use maru_protocol::{
-    CommitItem, CommitOutcome, FRAME_BYTES_MAX, Generation, Handle, Key, Limits, Location,
-    PAGE_ALIGN, RegionId, ReleaseOutcome, ReserveOutcome, Secret, SessionId, Topology,
+    Chunk, CommitItem, CommitOutcome, FRAME_BYTES_MAX, Generation, Key, Limits, Location,
+    PAGE_ALIGN, RegionId, ReserveOutcome, Secret, SessionId, Topology, Visibility,
 };
 
 use super::*;
+
+mod restart;
 
 const LIMITS: Limits = Limits {
     lease_ms: 10_000,
@@ -17,10 +19,12 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn welcome(session: u64, resumed: bool) -> Welcome {
-    let topology = Topology { address_space_bytes: 0, devices: Vec::new() };
+fn welcome(session: u64, standing: Standing) -> Welcome {
+    let visibility = Visibility::Coherent;
+    let topology = Topology { address_space_bytes: 0, visibility, devices: Vec::new() };
     let (session, secret) = (SessionId(session), Secret([7; 16]));
-    Welcome { session, secret, resumed, epoch: 1, limits: LIMITS, topology }
+    let (limits, checksums) = (LIMITS, false);
+    Welcome { session, secret, standing, epoch: 1, limits, checksums, topology }
 }
 
 /// Welcomes a new connection; the numbers of the requests that are sent over it.
@@ -32,7 +36,7 @@ fn connect(talk: &mut Conversation, now: Duration, welcome: &Welcome) -> Vec<u64
 fn begun() -> Conversation {
     let mut talk = Conversation::new(64);
     assert_eq!(talk.hello().unwrap(), None);
-    assert_eq!(connect(&mut talk, ms(0), &welcome(1, false)), []);
+    assert_eq!(connect(&mut talk, ms(0), &welcome(1, Standing::New)), []);
     talk
 }
 
@@ -70,6 +74,10 @@ fn location(page: u64) -> Location {
     Location::new(Handle { region: RegionId(0), offset: page * PAGE_ALIGN, generation }, 1)
 }
 
+fn chunk(page: u64) -> Chunk {
+    Chunk { location: location(page), checksum: None, foreign: false }
+}
+
 /// The handles and pins of what is to be given back in this session.
 fn orphans(talk: &mut Conversation, session: &Arc<Session>) -> Vec<(Handle, u32)> {
     let orphans = talk.take_orphans();
@@ -82,7 +90,7 @@ fn acquire(key: Key<'_>) -> Body<'_> {
 }
 
 fn acquired(page: u64) -> Answer {
-    Answer::Acquired(vec![None, Some(location(page))])
+    Answer::Acquired(vec![None, Some(chunk(page))])
 }
 
 #[test]
@@ -97,7 +105,7 @@ fn what_has_no_answer_is_sent_again_and_its_outcome_comes_once() {
     done(&mut talk, second);
     assert!(talk.take_outcome(seq).is_none());
     assert_eq!(talk.hello().unwrap(), Some(sent.resume()));
-    let resumed = welcome(1, true);
+    let resumed = welcome(1, Standing::Resumed);
     let again: Vec<Vec<u8>> =
         talk.welcomed(ms(4), ms(4), &resumed).unwrap().map(<[u8]>::to_vec).collect();
     assert_eq!(again[0], frame, "the very same");
@@ -140,10 +148,11 @@ fn what_is_granted_to_nobody_is_given_back() {
     let handle = location(1).handle;
     let reserve =
         Body::Reserve { keys: vec![key, key], page_bytes: 1, tag: 0, unless_being_written: false };
-    let commit = |pins| Body::Commit { items: vec![CommitItem { handle, length: 1 }], pins };
+    let item = CommitItem { handle, length: 1, checksum: None };
+    let commit = |pins| Body::Commit { items: vec![item], pins };
     let reserved = vec![ReserveOutcome::Granted(location(1)), ReserveOutcome::Resident];
     let committed =
-        Answer::Committed(vec![CommitOutcome::Superseded(location(1)), CommitOutcome::NotReserved]);
+        Answer::Committed(vec![CommitOutcome::Superseded(chunk(1)), CommitOutcome::NotReserved]);
     let cases = [
         (acquire(key), acquired(1), vec![(handle, 2)]),
         (reserve, Answer::Reserved(reserved), vec![(handle, 0)]),
@@ -158,7 +167,11 @@ fn what_is_granted_to_nobody_is_given_back() {
         let late = ask(&mut talk, ms(1), body.clone());
         talk.abandon(late);
         assert!(!talk.has_orphans());
-        assert_eq!(connect(&mut talk, ms(2), &welcome(1, true)), [late], "it is still asked");
+        assert_eq!(
+            connect(&mut talk, ms(2), &welcome(1, Standing::Resumed)),
+            [late],
+            "it is still asked"
+        );
         reply(&mut talk, late, Ok(answer.clone())).unwrap();
         assert_eq!(orphans(&mut talk, &session), granted);
         let hasty = ask(&mut talk, ms(3), body);
@@ -180,7 +193,7 @@ fn what_is_refused_to_nobody_is_forgotten() {
     talk.abandon(seq);
     reply(&mut talk, seq, Err(Refusal::WindowFull { window: 4 })).unwrap();
     assert!(!talk.has_orphans());
-    assert_eq!(connect(&mut talk, ms(2), &welcome(1, true)), []);
+    assert_eq!(connect(&mut talk, ms(2), &welcome(1, Standing::Resumed)), []);
 }
 
 #[test]
@@ -191,7 +204,11 @@ fn a_lost_session_fails_what_is_pending_and_forgets_what_is_abandoned() {
     let [answered, waiting, abandoned] = [1, 2, 3].map(|now| ask(&mut talk, ms(now), acquire(key)));
     reply(&mut talk, answered, Ok(acquired(1))).unwrap();
     talk.abandon(abandoned);
-    assert_eq!(connect(&mut talk, ms(4), &welcome(2, false)), [], "all is of the old session");
+    assert_eq!(
+        connect(&mut talk, ms(4), &welcome(2, Standing::New)),
+        [],
+        "all is of the old session"
+    );
     assert!(old.is_lost() && !session(&talk).is_lost());
     assert_eq!((session(&talk).id(), session(&talk).epoch()), (SessionId(2), 1));
     assert_eq!(talk.take_outcome(answered).unwrap().unwrap(), acquired(1));
@@ -210,7 +227,10 @@ fn nothing_is_asked_before_a_session() {
     let mut talk = Conversation::new(64);
     assert!(!talk.may_ask() && talk.session().is_none());
     assert!(matches!(talk.ask(ms(0), None, Body::Renew), Err(ClientError::SessionLost)));
-    assert!(talk.welcomed(ms(0), ms(0), &welcome(1, true)).is_err(), "it has none to go on with");
+    assert!(
+        talk.welcomed(ms(0), ms(0), &welcome(1, Standing::Resumed)).is_err(),
+        "it has none to go on with"
+    );
     assert!(talk.session().is_none());
 }
 
@@ -228,7 +248,7 @@ fn no_more_is_asked_than_the_server_can_remember() {
 #[test]
 fn no_more_is_on_its_way_than_is_wished() {
     let mut talk = Conversation::new(2);
-    connect(&mut talk, ms(0), &welcome(1, false));
+    connect(&mut talk, ms(0), &welcome(1, Standing::New));
     let first = ask(&mut talk, ms(1), Body::Renew);
     ask(&mut talk, ms(1), Body::Renew);
     assert!(!talk.may_ask());
@@ -245,7 +265,7 @@ fn a_request_that_cannot_be_sent_takes_no_number() {
     let asked = talk.ask(ms(1), None, Body::List { prefix: &prefix, cursor: 0, limit: 1 });
     assert!(matches!(asked, Err(ClientError::Unsendable(_))));
     assert_eq!(ask(&mut talk, ms(1), Body::Renew), 1);
-    assert_eq!(connect(&mut talk, ms(2), &welcome(1, true)), [1]);
+    assert_eq!(connect(&mut talk, ms(2), &welcome(1, Standing::Resumed)), [1]);
 }
 
 /// Nine tenths of `resume_ms` are 900 ms.
@@ -277,7 +297,7 @@ fn what_is_sent_again_counts_from_then() {
     let session = session(&talk);
     let seq = ask(&mut talk, ms(0), Body::Renew);
     assert!(!talk.is_hanging(ms(899), ms(1_000)) && talk.is_hanging(ms(900), ms(1_000)));
-    connect(&mut talk, ms(800), &welcome(1, true));
+    connect(&mut talk, ms(800), &welcome(1, Standing::Resumed));
     assert!(!talk.is_hanging(ms(1_699), ms(1_000)) && talk.is_hanging(ms(1_700), ms(1_000)));
     done(&mut talk, seq);
     assert!(session.is_certainly_alive(ms(1_699)) && !session.is_certainly_alive(ms(1_700)));
@@ -293,7 +313,7 @@ fn a_session_that_is_said_to_have_ended_is_asked_for_again() {
     assert!(matches!(error, ConnectionError::SessionEnded), "{error}");
     assert!(matches!(talk.take_outcome(first), Some(Err(ClientError::SessionLost))));
     assert_eq!(talk.hello().unwrap(), Some(session(&talk).resume()));
-    assert_eq!(connect(&mut talk, ms(3), &welcome(1, true)), [second]);
+    assert_eq!(connect(&mut talk, ms(3), &welcome(1, Standing::Resumed)), [second]);
 }
 
 #[test]
@@ -311,7 +331,7 @@ fn what_is_no_reply_closes_the_connection_and_changes_nothing() {
     let refused = Frame::split(&refused, FRAME_BYTES_MAX).unwrap().unwrap();
     let error = talk.received(refused).unwrap_err();
     assert!(matches!(&error, ConnectionError::Refused(found) if *found == refusal), "{error}");
-    assert_eq!(connect(&mut talk, ms(2), &welcome(1, true)), [seq]);
+    assert_eq!(connect(&mut talk, ms(2), &welcome(1, Standing::Resumed)), [seq]);
 }
 
 /// It was gone on with, as the present one, and all pages were lost from the start.
@@ -323,10 +343,10 @@ fn a_session_that_is_given_up_while_it_is_resumed_is_not_gone_on_with() {
     assert!(talk.hello().unwrap().is_some());
     assert!(talk.give_up(&old));
     assert!(matches!(talk.take_outcome(seq), Some(Err(ClientError::SessionLost))));
-    let resumed = talk.welcomed(ms(2), ms(1), &welcome(1, true)).map(|_| ());
+    let resumed = talk.welcomed(ms(2), ms(1), &welcome(1, Standing::Resumed)).map(|_| ());
     assert!(matches!(resumed, Err(ClientError::SessionLost)));
     assert_eq!(talk.hello().unwrap(), None);
-    connect(&mut talk, ms(3), &welcome(2, false));
+    connect(&mut talk, ms(3), &welcome(2, Standing::New));
     assert!(!talk.give_up(&old), "it is not the present one");
     assert!(!session(&talk).is_lost());
 }
@@ -337,7 +357,7 @@ fn a_lost_session_is_let_go_when_no_writable_page_is_out() {
     let old = session(&talk);
     let pages = [Writing::begin(&old).unwrap(), Writing::begin(&old).unwrap()];
     assert!(talk.take_let_go().is_none(), "it is not lost");
-    connect(&mut talk, ms(1), &welcome(2, false));
+    connect(&mut talk, ms(1), &welcome(2, Standing::New));
     assert!(matches!(Writing::begin(&old), Err(ClientError::SessionLost)));
     for page in pages {
         assert!(talk.take_let_go().is_none());
@@ -362,7 +382,7 @@ fn goodbye_is_said_at_the_end_unless_a_writable_page_is_out() {
     assert!(talk.may_ask() && talk.ask(ms(1), Some(&goodbye), Body::Goodbye).is_ok());
     assert!(talk.is_closed() && talk.session().is_none());
     assert!(matches!(talk.hello(), Err(ClientError::SessionLost)));
-    let welcomed = talk.welcomed(ms(2), ms(2), &welcome(2, false)).map(|_| ());
+    let welcomed = talk.welcomed(ms(2), ms(2), &welcome(2, Standing::New)).map(|_| ());
     assert!(matches!(welcomed, Err(ClientError::SessionLost)));
 }
 
@@ -370,7 +390,7 @@ fn goodbye_is_said_at_the_end_unless_a_writable_page_is_out() {
 fn what_is_alike_is_given_back_together_as_far_as_the_server_takes_it() {
     let mut talk = begun();
     let first = session(&talk);
-    connect(&mut talk, ms(1), &welcome(2, false));
+    connect(&mut talk, ms(1), &welcome(2, Standing::New));
     let second = session(&talk);
     let give = |session: &Arc<Session>, page, pins| {
         let session = Arc::clone(session);
