@@ -68,7 +68,10 @@ fn op(bytes: &mut Unstructured<'_>) -> Result<Op> {
         4 => Op::Tick,
         5 => Op::Replay { back: peer },
         6 => Op::Condemn { handle: peer },
-        7 => Op::Recover { compact: peer < 50 },
+        7 => Op::Recover {
+            checkpoint: peer < 128,
+            compact: peer % 4 == 0,
+        },
         8 => Op::WriterStopped { session: peer },
         _ => Op::Ask {
             peer,

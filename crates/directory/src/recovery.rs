@@ -244,7 +244,11 @@ impl Recovery {
         if !aligned || page_bytes > state.bytes {
             return Err(RecoveryError::PageSize { region, page_bytes });
         }
-        (state.page_bytes, state.slots) = (page_bytes, Vec::new());
+        // Between two sizes a region is of none. So one that is cut for its own size was not cut:
+        // a checkpoint says again what is so.
+        if state.page_bytes != page_bytes {
+            (state.page_bytes, state.slots) = (page_bytes, Vec::new());
+        }
         Ok(())
     }
 

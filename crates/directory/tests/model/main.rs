@@ -111,7 +111,8 @@ fn op() -> impl Strategy<Value = Op> {
         12 => n().prop_map(|time| Op::Pass { time }),
         8 => Just(Op::Tick),
         1 => n().prop_map(|handle| Op::Condemn { handle }),
-        1 => prop::bool::weighted(0.2).prop_map(|compact| Op::Recover { compact }),
+        1 => (any::<bool>(), prop::bool::weighted(0.2))
+            .prop_map(|(checkpoint, compact)| Op::Recover { checkpoint, compact }),
         6 => n().prop_map(|back| Op::Replay { back }),
         70 => (n(), revive, numbering(), acked(), ask()).prop_map(
             |(peer, revive, numbering, acked, ask)| Op::Ask { peer, revive, numbering, acked, ask },

@@ -176,7 +176,9 @@ pub(crate) enum Op {
     },
     /// The server could be killed here: another directory is made of the records.
     Recover {
-        /// The log begins anew with a checkpoint.
+        /// Before that a checkpoint comes into the log.
+        checkpoint: bool,
+        /// And what was before it is removed.
         compact: bool,
     },
     /// A request of the past comes again, as it was.

@@ -106,7 +106,7 @@ impl World {
                     self.after(None);
                 }
             }
-            Op::Recover { compact } => self.recover(*compact),
+            Op::Recover { checkpoint, compact } => self.recover(*checkpoint, *compact),
             Op::Replay { back } => {
                 let place = self.history.len().checked_sub(1 + usize::from(*back) % HISTORY);
                 if let Some((id, request)) = place.and_then(|place| self.history.get(place)) {
@@ -265,10 +265,15 @@ impl World {
     }
 
     /// Makes another directory of the records: it has all that was acknowledged (rule 9).
-    fn recover(&mut self, compact: bool) {
+    fn recover(&mut self, checkpoint: bool, compact: bool) {
         self.log.extend(self.directory.take_records());
         if compact {
-            self.log = self.directory.checkpoint();
+            self.log.clear();
+        }
+        if checkpoint || compact {
+            self.log.extend(self.directory.checkpoint());
+        }
+        if compact {
             for (page, generation) in self.directory.chunks().collect::<Vec<_>>() {
                 self.directory.append_stored(page, generation, &mut self.log);
             }

@@ -119,6 +119,7 @@ impl Pool {
             recovery.replay(Record::take(&mut log).unwrap()).unwrap();
         }
         self.directory = recovery.finish(config, self.now).unwrap();
+        self.log.extend(self.directory.checkpoint());
         rules::check(&self.directory, self.now).unwrap();
         let after = Snapshot::of(&self.directory);
         rules::acknowledged_is_recoverable(&before, &after).unwrap();
