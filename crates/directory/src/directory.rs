@@ -168,10 +168,7 @@ impl Directory {
         {
             session.phase = Phase::Connected;
             session.heard = now;
-            let standing = match session.claiming {
-                true => Standing::Restored,
-                false => Standing::Resumed,
-            };
+            let standing = if session.claiming { Standing::Restored } else { Standing::Resumed };
             if standing == Standing::Restored {
                 self.restart_claims(now, resume.session);
             }

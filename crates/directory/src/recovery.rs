@@ -415,14 +415,10 @@ impl Recovery {
 
     /// Gives the instances and hosts that something belongs to their numbers.
     fn name_all(&self, directory: &mut Directory) -> (Vec<InstanceId>, Vec<HostId>) {
-        let mut used = (BTreeSet::new(), BTreeSet::new());
-        let mut uses = |instance, host| {
-            used.0.insert(instance);
-            used.1.insert(host);
-        };
-        self.chunks().for_each(|(_, chunk)| uses(chunk.instance, chunk.host));
+        let chunks = self.chunks().map(|(_, chunk)| (chunk.instance, chunk.host));
         let sessions = self.sessions.values();
-        sessions.for_each(|known| uses(known.record.instance, known.record.host));
+        let sessions = sessions.map(|known| (known.record.instance, known.record.host));
+        let mut used: (BTreeSet<u32>, BTreeSet<u32>) = chunks.chain(sessions).unzip();
         for slot in self.regions.iter().flat_map(|region| &region.slots) {
             if let Slot::Stained(_, hosts) = slot {
                 used.1.extend(hosts);

@@ -571,9 +571,8 @@ fn may_change(
                     Some(Owner::Stained(left)) => left.clone(),
                     _ => BTreeSet::new(),
                 };
-                let cleaner = step.actor.and_then(|actor| step.before.hosts.get(&actor));
-                let cleaned =
-                    |host: &String| Some(host) == cleaner || step.hosts_gone.contains(host);
+                let actor = step.actor.and_then(|actor| step.before.hosts.get(&actor));
+                let cleaned = |host: &String| Some(host) == actor || step.hosts_gone.contains(host);
                 hosts.difference(&left).all(cleaned)
             }
         },

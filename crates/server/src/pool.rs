@@ -37,7 +37,7 @@ pub(crate) struct Pool {
 /// The devices of a pool, open and locked, and not laid out yet.
 #[derive(Debug)]
 pub(crate) struct Devices {
-    devices: Vec<Device>,
+    all: Vec<Device>,
     temporary: Option<PathBuf>,
     /// A killed server left it, so it may be another's than this server's to go on with.
     pub(crate) left_behind: bool,
@@ -67,39 +67,39 @@ impl Devices {
         if devices.is_empty() {
             return Err(StartError::NoDevice);
         }
-        Ok(Self { devices, temporary, left_behind })
+        Ok(Self { all: devices, temporary, left_behind })
     }
 
     /// A temporary pool that is made anew: what a killed server left is of no use.
     pub(crate) fn anew(spec: &DeviceSpec) -> Result<Self, StartError> {
         let device = create_temporary(spec, &mut Made::default())?;
         let temporary = Some(spec.path.clone());
-        Ok(Self { devices: vec![device], temporary, left_behind: false })
+        Ok(Self { all: vec![device], temporary, left_behind: false })
     }
 
     /// Where the store of this pool is kept if nobody says otherwise: beside the first device, or where
     /// that is no file, in the state folder of the user.
     pub(crate) fn default_store(&self) -> PathBuf {
-        let Some(first) = self.devices.first() else { return PathBuf::new() };
+        let Some(first) = self.all.first() else { return PathBuf::new() };
         store_of(first.path(), first.kind(), first.uuid())
     }
 
     /// The last epoch that they were served in; 0 before the first.
     pub(crate) fn epoch(&self) -> u64 {
-        self.devices.iter().map(|device| u64::from(device.epoch())).max().unwrap_or(0)
+        self.all.iter().map(|device| u64::from(device.epoch())).max().unwrap_or(0)
     }
 
     /// Whether somebody may still write to them who was told so by an earlier server.
     pub(crate) fn may_be_written(&self) -> bool {
-        self.devices.iter().any(Device::was_in_service)
+        self.all.iter().any(Device::was_in_service)
     }
 
     /// Lays them out.
     pub(crate) fn into_pool(self, region_bytes: Option<u64>, visibility: Visibility) -> Pool {
-        let total: u64 = self.devices.iter().map(Device::bytes).sum();
+        let total: u64 = self.all.iter().map(Device::bytes).sum();
         let region_bytes = region_bytes.unwrap_or_else(|| region_bytes_for(total));
-        let topology = lay_out(&self.devices, region_bytes, visibility);
-        let placed = topology.devices.iter().zip(&self.devices);
+        let topology = lay_out(&self.all, region_bytes, visibility);
+        let placed = topology.devices.iter().zip(&self.all);
         let spans = placed.map(|(placed, device)| DeviceSpan {
             offset: placed.offset,
             bytes: placed.bytes,
@@ -108,7 +108,7 @@ impl Devices {
         Pool {
             geometry: Geometry { devices: spans.collect(), region_bytes },
             topology,
-            devices: self.devices,
+            devices: self.all,
             mapping: None,
             populates: Vec::new(),
             temporary: self.temporary,

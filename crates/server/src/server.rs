@@ -114,10 +114,10 @@ impl Server {
             listeners.push(Listener::tcp(address)?);
         }
         let started = Instant::now();
-        let (service, mut pool, found) = open(config, progress)?;
-        pool.begin_epoch(service.epoch())?;
+        let (service, mut memory, found) = open(config, progress)?;
+        memory.begin_epoch(service.epoch())?;
         if config.populate {
-            pool.populate()?;
+            memory.populate()?;
         }
         let poll = Poll::new().map_err(StartError::io("wait for events"))?;
         for (index, listener) in listeners.iter_mut().enumerate() {
@@ -139,7 +139,7 @@ impl Server {
             processes: Slab::new(),
             service,
             found,
-            pool,
+            pool: memory,
             started,
             next_tick: started,
         };

@@ -112,8 +112,9 @@ pub(crate) fn move_back(body: &mut Body<'_>) -> bool {
             handles.iter_mut().for_each(inside);
         }
         Body::Claim { pins, reservations, .. } => {
-            pins.iter_mut().for_each(|claim| inside(&mut claim.handle));
-            reservations.iter_mut().for_each(|claim| inside(&mut claim.handle));
+            let pins = pins.iter_mut().map(|claim| &mut claim.handle);
+            let reservations = reservations.iter_mut().map(|claim| &mut claim.handle);
+            pins.chain(reservations).for_each(inside);
         }
         _ => {}
     }

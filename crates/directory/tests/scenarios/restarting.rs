@@ -218,6 +218,9 @@ fn who_does_not_claim_in_time_is_over() {
     assert_eq!(pool.tick(1_000).expired, [a], "though it was heard a second ago");
 }
 
+/// Pins and reservations.
+type Claim<'a> = (&'a [(Handle, u32)], &'a [(Handle, &'a str)]);
+
 #[test]
 fn a_claim_of_what_was_never_granted_ends_the_session() {
     let mut pool = Pool::new(4);
@@ -229,7 +232,6 @@ fn a_claim_of_what_was_never_granted_ends_the_session() {
         later
     };
     let outside = Handle { offset: 64 * MIB, ..reserved };
-    type Claim<'a> = (&'a [(Handle, u32)], &'a [(Handle, &'a str)]);
     let claims: [Claim<'_>; 6] = [
         (&[(later(pinned), 1)], &[]),
         (&[(reserved, 1)], &[]),
