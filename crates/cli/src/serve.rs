@@ -223,7 +223,7 @@ fn tell_what_was_found(found: Found) {
              until whoever wrote to it before has had the time of a quarantine"
         ),
         Found::Nothing => {
-            tracing::warn!("--durability=none: what instances store is gone when this server ends")
+            tracing::warn!("--durability=none: what instances store is gone when this server ends");
         }
     }
 }
@@ -231,7 +231,6 @@ fn tell_what_was_found(found: Found) {
 /// Tells how far reading the store has come, if that takes a while.
 #[derive(Debug)]
 struct Reading {
-    started: Instant,
     told: Instant,
     bar: ProgressBar,
 }
@@ -243,8 +242,7 @@ impl Default for Reading {
         // Hidden by itself where stderr is not a terminal; gone when dropped.
         let bar = ProgressBar::new(0).with_finish(ProgressFinish::AndClear);
         let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let now = Instant::now();
-        Self { started: now, told: now, bar }
+        Self { told: Instant::now(), bar }
     }
 }
 
@@ -255,11 +253,10 @@ impl Reading {
         self.bar.set_position(done);
         if self.bar.is_hidden() && self.told.elapsed() >= TELL_EVERY {
             self.told = Instant::now();
-            let left = self.started.elapsed().as_secs_f64() * (total - done) as f64 / done as f64;
             tracing::info!(
                 read = output::bytes(done),
                 of = output::bytes(total),
-                seconds_left = left.ceil(),
+                seconds_left = self.bar.eta().as_secs(),
                 "reading the store"
             );
         }
