@@ -128,7 +128,9 @@ impl Model {
             }
             Body::Claim { .. } | Body::Suspect { .. } => Answer::Done,
             Body::Cleaned { handles } => {
-                handles.iter().for_each(|handle| self.cleaned(id, *handle));
+                for handle in handles {
+                    self.cleaned(id, *handle);
+                }
                 Answer::Done
             }
             Body::HostGone { host } => {
