@@ -12,8 +12,8 @@
 //!
 //! The crate knows nothing of keys, pins or sessions: who may read or write which page is for the
 //! directory to say. It is the only crate of the workspace with `unsafe` code, which is confined to
-//! `range` (system calls on address ranges), `mapping` (slices over pages), `populate`'s fallback
-//! and `arena` (slices over blocks).
+//! `range` (system calls on address ranges), `mapping` (that nothing refers to what it maps), `page`
+//! (slices over pages), `populate`'s fallback and `arena` (slices over blocks).
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -44,6 +44,7 @@ mod free_list;
 mod header;
 mod host;
 mod mapping;
+mod page;
 mod populate;
 mod range;
 mod spec;
@@ -54,7 +55,8 @@ pub use device::{Device, Identity, check_backing, inspect};
 pub use error::{ArenaError, DeviceError, MappingError};
 pub use header::{DATA_START, FORMAT_VERSION, HeaderError};
 pub use host::DeviceKind;
-pub use mapping::{PageMut, PageView, PoolMapping};
+pub use mapping::PoolMapping;
+pub use page::{PageMut, PageView};
 pub use populate::{Populate, PopulateError};
 pub use range::View;
 pub use spec::{DeviceSpec, DeviceSpecError, ParseBytesError, format_bytes, parse_bytes};
