@@ -274,6 +274,34 @@ pub enum MappingError {
         /// Length of the buffer in bytes.
         buffer: u64,
     },
+    /// The pool's memory failed under a load or a store.
+    #[error(
+        "the memory of {} failed at pool offset {offset:#x}: {}", .path.display(), failed(*.damaged)
+    )]
+    Media {
+        /// The device.
+        path: PathBuf,
+        /// Pool offset in bytes of what failed, or of the first byte of the page in what failed.
+        offset: u64,
+        /// Whether the memory is damaged. Otherwise there is none.
+        damaged: bool,
+    },
+    /// The memory of a buffer failed while it was copied from or to.
+    #[error(
+        "the memory of the buffer failed (it belongs to a file that was cut off, or is damaged), not \
+         the pool's: give it up, and take another one"
+    )]
+    Buffer,
+}
+
+fn failed(damaged: bool) -> &'static str {
+    if damaged {
+        "it is damaged (the kernel has marked it as poisoned); what was there is lost, and the \
+         device should be taken out of use"
+    } else {
+        "there is none (the file was cut off, or its file system is full); bring the device back \
+         whole, or make room"
+    }
 }
 
 /// Why an arena could not be made.

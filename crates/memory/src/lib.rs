@@ -7,13 +7,17 @@
 //! address range, twice: read-only and writable. Pages come out of it as [`PageView`] and
 //! [`PageMut`]. [`Populate`] brings the memory in behind a server that already answers.
 //!
+//! Copies survive memory that fails: they return [`MappingError::Media`] where a plain load or store
+//! would end the process.
+//!
 //! An [`Arena`] is memory of this process alone, for a cache that is not shared: [`BlockMut`]s and
 //! [`Block`]s come out of it.
 //!
 //! The crate knows nothing of keys, pins or sessions: who may read or write which page is for the
 //! directory to say. It is the only crate of the workspace with `unsafe` code, which is confined to
 //! `range` (system calls on address ranges), `mapping` (that nothing refers to what it maps), `page`
-//! (slices over pages), `populate`'s fallback and `arena` (slices over blocks).
+//! (slices over pages), `guarded` (copies in assembly, and the SIGBUS handler), `populate`'s
+//! fallback and `arena` (slices over blocks).
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -35,12 +39,16 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("maru-memory needs 64-bit Linux: it maps whole pools and reads sysfs");
 
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("maru-memory needs x86-64 or arm64: its copies are written in assembly");
+
 mod arena;
 mod create;
 mod device;
 mod error;
 mod extents;
 mod free_list;
+mod guarded;
 mod header;
 mod host;
 mod mapping;

@@ -8,11 +8,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::Device;
 use crate::error::MappingError;
 use crate::extents::Extents;
+use crate::guarded;
 use crate::header::DATA_START;
 use crate::page::{PageMut, PageView};
 use crate::range::{AddressRange, View};
@@ -32,8 +34,15 @@ const DEVICE_ALIGNMENT: u64 = 2 << 20;
 pub struct PoolMapping {
     read: AddressRange,
     write: AddressRange,
-    devices: RwLock<Extents>,
-    writable: Mutex<Extents>,
+    devices: RwLock<Extents<Arc<MappedDevice>>>,
+    writable: Mutex<Extents<()>>,
+}
+
+/// What is kept of a mapped device.
+#[derive(Debug)]
+pub(crate) struct MappedDevice {
+    /// For messages.
+    pub(crate) path: PathBuf,
 }
 
 impl PoolMapping {
@@ -77,13 +86,16 @@ impl PoolMapping {
         if let Some((other, _)) = devices.overlapping(offset, len) {
             return Err(MappingError::Overlap { path: path(), offset, len, other });
         }
+        let fail = |source| MappingError::Map { path: path(), offset, source };
+        guarded::install();
         self.map_both(device, offset).map_err(|errno| {
             // SAFETY: no device was there, so no page either. A failure leaves memory mapped that
             // nobody will use, which is harmless.
             let _ = unsafe { self.read.unmap(offset, len).and(self.write.unmap(offset, len)) };
-            MappingError::Map { path: path(), offset, source: errno.into() }
+            fail(errno.into())
         })?;
-        devices.insert(offset, len).expect("checked above, under the same lock");
+        let mapped = Arc::new(MappedDevice { path: path() });
+        devices.insert(offset, len, mapped).expect("checked above, under the same lock");
         Ok(())
     }
 
@@ -111,7 +123,7 @@ impl PoolMapping {
     pub fn write(self: &Arc<Self>, offset: u64, len: u64) -> Result<PageMut, MappingError> {
         self.check_page(offset, len)?;
         self.writable()
-            .insert(offset, len)
+            .insert(offset, len, ())
             .map_err(|(other, _)| MappingError::AlreadyWritable { offset, len, other })?;
         Ok(PageMut::new(Arc::clone(self), offset, len))
     }
@@ -155,6 +167,13 @@ impl PoolMapping {
         self.read.len()
     }
 
+    /// The device of a page that was handed out.
+    pub(crate) fn device_of(&self, page_offset: u64) -> Arc<MappedDevice> {
+        let devices = self.devices();
+        let found = devices.containing(page_offset, 0);
+        Arc::clone(found.expect("pages lie in devices, and devices stay").1)
+    }
+
     pub(crate) fn view(&self, view: View) -> &AddressRange {
         match view {
             View::Read => &self.read,
@@ -162,11 +181,11 @@ impl PoolMapping {
         }
     }
 
-    fn devices(&self) -> RwLockReadGuard<'_, Extents> {
+    fn devices(&self) -> RwLockReadGuard<'_, Extents<Arc<MappedDevice>>> {
         self.devices.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writable(&self) -> MutexGuard<'_, Extents> {
+    fn writable(&self) -> MutexGuard<'_, Extents<()>> {
         self.writable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -21,126 +21,181 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
 
+use rustix::param::page_size;
+
 use crate::error::MappingError;
+use crate::guarded::{self, Fault};
 use crate::mapping::PoolMapping;
 use crate::range::{View, to_usize};
 
 /// A page to read. It keeps the mapping alive, but not the pin: that is the caller's.
 #[derive(Clone)]
-pub struct PageView {
-    mapping: Arc<PoolMapping>,
-    offset: u64,
-    len: u64,
-}
+pub struct PageView(Span);
 
 impl PageView {
     pub(crate) fn new(mapping: Arc<PoolMapping>, offset: u64, len: u64) -> Self {
-        Self { mapping, offset, len }
+        Self(Span { mapping, view: View::Read, offset, len })
     }
 
     /// The bytes, where they are: nothing is copied.
+    ///
+    /// A load from memory that fails ends the process (SIGBUS); [`Self::copy_to`] is safe from
+    /// that.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the part is mapped readable for as long as `self.mapping` lives; the caller's pin
-        // keeps the bytes as they are (see the module documentation).
-        unsafe { slice::from_raw_parts(self.as_ptr(), to_usize(self.len)) }
+        // SAFETY: the span is mapped readable for as long as `self` lives; the caller's pin keeps
+        // the bytes as they are (see the module documentation).
+        unsafe { slice::from_raw_parts(self.as_ptr(), to_usize(self.0.len)) }
     }
 
-    /// Copies the page into `buffer`, which must be as long.
+    /// Copies the page into `buffer`, which must be as long. If memory fails, what is in the buffer
+    /// is undefined.
     pub fn copy_to(&self, buffer: &mut [u8]) -> Result<(), MappingError> {
-        check_lengths(self.len, buffer)?;
-        buffer.copy_from_slice(self.bytes());
-        Ok(())
+        self.0.check_length(buffer)?;
+        // SAFETY: the span is mapped, and the caller's pin keeps its bytes as they are (see the
+        // module documentation), so it is apart from what is borrowed exclusively; the handler came
+        // with its device.
+        let result = unsafe { guarded::copy(buffer.as_mut_ptr(), self.as_ptr(), buffer.len()) };
+        result.map_err(|fault| self.0.copy_error(fault, buffer))
     }
 
     /// The address of the first byte, valid for loads while `self` lives.
     #[must_use]
     pub fn as_ptr(&self) -> *const u8 {
-        self.mapping.view(View::Read).part(self.offset, self.len)
+        self.0.ptr()
     }
 
     /// Its pool offset in bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.0.offset
     }
 
     /// Its length in bytes; never zero.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a page is never empty")]
     pub fn len(&self) -> u64 {
-        self.len
+        self.0.len
     }
 }
 
 impl fmt::Debug for PageView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PageView({:#x}+{:#x})", self.offset, self.len)
+        write!(f, "PageView({:#x}+{:#x})", self.0.offset, self.0.len)
     }
 }
 
 /// A page to write. While it lives, its process gets no other one over the same bytes.
-pub struct PageMut {
-    mapping: Arc<PoolMapping>,
-    offset: u64,
-    len: u64,
-}
+pub struct PageMut(Span);
 
 impl PageMut {
     pub(crate) fn new(mapping: Arc<PoolMapping>, offset: u64, len: u64) -> Self {
-        Self { mapping, offset, len }
+        Self(Span { mapping, view: View::Write, offset, len })
     }
 
     /// The bytes, where they are: what is stored here is in the pool.
+    ///
+    /// A store to memory that fails ends the process (SIGBUS); [`Self::copy_from`] is safe from
+    /// that.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the part is mapped writable for as long as `self.mapping` lives. No other
-        // `PageMut` of this process overlaps it; others keep away while it is reserved (see the
-        // module documentation).
-        unsafe { slice::from_raw_parts_mut(self.as_mut_ptr(), to_usize(self.len)) }
+        // SAFETY: the span is mapped writable for as long as `self` lives. No other `PageMut` of
+        // this process overlaps it; others keep away while it is reserved (see the module
+        // documentation).
+        unsafe { slice::from_raw_parts_mut(self.as_mut_ptr(), to_usize(self.0.len)) }
     }
 
-    /// Copies `buffer`, which must be as long, into the page.
+    /// Copies `buffer`, which must be as long, into the page. If memory fails, what is in the page
+    /// is undefined.
+    ///
+    /// Large pages go around the caches: a writer has no use for its chunk any more.
     pub fn copy_from(&mut self, buffer: &[u8]) -> Result<(), MappingError> {
-        check_lengths(self.len, buffer)?;
-        self.bytes_mut().copy_from_slice(buffer);
-        Ok(())
+        self.0.check_length(buffer)?;
+        let (to, from, len) = (self.0.ptr(), buffer.as_ptr(), buffer.len());
+        // SAFETY: the span is mapped writable, and only this page's to write (see `bytes_mut`), so
+        // it is apart from any other slice; the handler came with its device.
+        let result = unsafe {
+            if len < guarded::STREAM_LEN_MIN {
+                guarded::copy(to, from, len)
+            } else {
+                guarded::copy_through(to, from, len)
+            }
+        };
+        result.map_err(|fault| self.0.copy_error(fault, buffer))
     }
 
     /// The address of the first byte, valid for loads and stores while `self` lives.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.mapping.view(View::Write).part(self.offset, self.len)
+        self.0.ptr()
     }
 
     /// Its pool offset in bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.0.offset
     }
 
     /// Its length in bytes; never zero.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a page is never empty")]
     pub fn len(&self) -> u64 {
-        self.len
+        self.0.len
     }
 }
 
 impl Drop for PageMut {
     fn drop(&mut self) {
-        self.mapping.end_write(self.offset);
+        self.0.mapping.end_write(self.0.offset);
     }
 }
 
 impl fmt::Debug for PageMut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PageMut({:#x}+{:#x})", self.offset, self.len)
+        write!(f, "PageMut({:#x}+{:#x})", self.0.offset, self.0.len)
     }
 }
 
-fn check_lengths(page: u64, buffer: &[u8]) -> Result<(), MappingError> {
-    let buffer = buffer.len() as u64;
-    if page == buffer { Ok(()) } else { Err(MappingError::LengthMismatch { page, buffer }) }
+/// A part of one view of a mapping.
+#[derive(Clone)]
+struct Span {
+    mapping: Arc<PoolMapping>,
+    view: View,
+    offset: u64,
+    len: u64,
+}
+
+impl Span {
+    fn ptr(&self) -> *mut u8 {
+        self.mapping.view(self.view).part(self.offset, self.len)
+    }
+
+    fn check_length(&self, buffer: &[u8]) -> Result<(), MappingError> {
+        let (page, buffer) = (self.len, buffer.len() as u64);
+        if page == buffer { Ok(()) } else { Err(MappingError::LengthMismatch { page, buffer }) }
+    }
+
+    /// For a copy between the page and `buffer`, either of which may have failed.
+    fn copy_error(&self, fault: Fault, buffer: &[u8]) -> MappingError {
+        let Range { start, end } = buffer.as_ptr_range();
+        // Of damaged memory the kernel may tell only the page.
+        let first = start.addr() / page_size() * page_size();
+        if (first..end.addr()).contains(&fault.address) {
+            MappingError::Buffer
+        } else {
+            self.media_error(fault)
+        }
+    }
+
+    fn media_error(&self, fault: Fault) -> MappingError {
+        // The page of damaged memory may be larger than ours, and start before it.
+        let inside = fault.address.saturating_sub(self.ptr().addr()) as u64;
+        MappingError::Media {
+            path: self.mapping.device_of(self.offset).path.clone(),
+            offset: self.offset + inside.min(self.len - 1),
+            damaged: fault.damaged,
+        }
+    }
 }

@@ -1,5 +1,8 @@
 //! Devices, mappings, populate and arenas as their users see them.
-#![allow(unsafe_code, reason = "one test stores through a read-only pointer, to see it fault")]
+#![allow(
+    unsafe_code,
+    reason = "tests handle signals, and store where they must not, to see it fault"
+)]
 #![allow(clippy::unwrap_used, reason = "clippy takes the helpers for no tests")]
 
 use std::sync::Arc;
@@ -10,6 +13,7 @@ use tempfile::TempDir;
 mod arena;
 mod device;
 mod mapping;
+mod media;
 mod populate;
 
 const MIB: u64 = 1 << 20;
