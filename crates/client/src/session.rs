@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use maru_memory::{Device, PoolMapping, Populate, View};
+use maru_memory::{Device, PoolMapping, Populate, View, Visibility};
 use maru_protocol::{Limits, Resume, Secret, SessionId, Topology, Welcome};
 
 use crate::{ClientConfig, ClientError};
@@ -85,7 +85,8 @@ impl Memory {
     /// its UUID tells.
     pub(crate) fn map(topology: &Topology, config: &ClientConfig) -> Result<Self, ClientError> {
         let elsewhere = &config.device_paths;
-        let mapping = Arc::new(PoolMapping::new(topology.address_space_bytes)?);
+        let mapping =
+            Arc::new(PoolMapping::new(topology.address_space_bytes, Visibility::Coherent)?);
         for placed in &topology.devices {
             let found = elsewhere.iter().find_map(|path| Device::open(path, placed.uuid).ok());
             let device = match found {

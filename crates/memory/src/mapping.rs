@@ -7,6 +7,7 @@
 //! on would write under a session that the directory thinks ended with its parent.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -18,6 +19,7 @@ use crate::guarded;
 use crate::header::DATA_START;
 use crate::page::{PageMut, PageView};
 use crate::range::{AddressRange, View};
+use crate::visibility::Visibility;
 
 /// Both views start at a multiple of this, the largest alignment that DAX devices and huge pages
 /// have on x86-64. Addresses cost nothing.
@@ -34,6 +36,7 @@ const DEVICE_ALIGNMENT: u64 = 2 << 20;
 pub struct PoolMapping {
     read: AddressRange,
     write: AddressRange,
+    visibility: Visibility,
     devices: RwLock<Extents<Arc<MappedDevice>>>,
     writable: Mutex<Extents<()>>,
 }
@@ -41,6 +44,8 @@ pub struct PoolMapping {
 /// What is kept of a mapped device.
 #[derive(Debug)]
 pub(crate) struct MappedDevice {
+    /// For plug-ins, which may have to ask its driver.
+    pub(crate) file: File,
     /// For messages.
     pub(crate) path: PathBuf,
 }
@@ -48,7 +53,9 @@ pub(crate) struct MappedDevice {
 impl PoolMapping {
     /// Reserves two ranges of `address_space_bytes`, rounded up to 2 MiB, without any memory. They
     /// cannot grow, so they should be as large as the pool may ever become; 1 TiB costs nothing.
-    pub fn new(address_space_bytes: u64) -> Result<Self, MappingError> {
+    ///
+    /// `visibility` is the pool's, the same for all its instances.
+    pub fn new(address_space_bytes: u64, visibility: Visibility) -> Result<Self, MappingError> {
         let too_large = io::ErrorKind::InvalidInput;
         let fail = |source| MappingError::Reserve { bytes: address_space_bytes, source };
         let bytes = address_space_bytes.max(1).checked_next_multiple_of(DEVICE_ALIGNMENT);
@@ -57,6 +64,7 @@ impl PoolMapping {
         Ok(Self {
             read: reserve()?,
             write: reserve()?,
+            visibility,
             devices: RwLock::default(),
             writable: Mutex::default(),
         })
@@ -87,6 +95,7 @@ impl PoolMapping {
             return Err(MappingError::Overlap { path: path(), offset, len, other });
         }
         let fail = |source| MappingError::Map { path: path(), offset, source };
+        let file = device.file().try_clone().map_err(fail)?;
         guarded::install();
         self.map_both(device, offset).map_err(|errno| {
             // SAFETY: no device was there, so no page either. A failure leaves memory mapped that
@@ -94,7 +103,7 @@ impl PoolMapping {
             let _ = unsafe { self.read.unmap(offset, len).and(self.write.unmap(offset, len)) };
             fail(errno.into())
         })?;
-        let mapped = Arc::new(MappedDevice { path: path() });
+        let mapped = Arc::new(MappedDevice { file, path: path() });
         devices.insert(offset, len, mapped).expect("checked above, under the same lock");
         Ok(())
     }
@@ -167,11 +176,16 @@ impl PoolMapping {
         self.read.len()
     }
 
-    /// The device of a page that was handed out.
-    pub(crate) fn device_of(&self, page_offset: u64) -> Arc<MappedDevice> {
+    pub(crate) fn visibility(&self) -> &Visibility {
+        &self.visibility
+    }
+
+    /// The device of a page that was handed out, and the pool offset where it starts.
+    pub(crate) fn device_of(&self, page_offset: u64) -> (u64, Arc<MappedDevice>) {
         let devices = self.devices();
-        let found = devices.containing(page_offset, 0);
-        Arc::clone(found.expect("pages lie in devices, and devices stay").1)
+        let (start, device) =
+            devices.containing(page_offset, 0).expect("pages lie in devices, and devices stay");
+        (start, Arc::clone(device))
     }
 
     pub(crate) fn view(&self, view: View) -> &AddressRange {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use maru_directory::{DeviceSpan, Geometry};
 use maru_memory::{
-    Device, DeviceSpec, IfExists, PoolMapping, Populate, View, check_backing, inspect,
+    Device, DeviceSpec, IfExists, PoolMapping, Populate, View, Visibility, check_backing, inspect,
 };
 use maru_protocol::Topology;
 
@@ -87,7 +87,8 @@ impl Pool {
 
     /// Starts to bring the memory in, in the background.
     fn populate(&mut self) -> Result<(), StartError> {
-        let mapping = Arc::new(PoolMapping::new(self.topology.address_space_bytes)?);
+        let mapping =
+            Arc::new(PoolMapping::new(self.topology.address_space_bytes, Visibility::Coherent)?);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / 2).clamp(1, POPULATE_THREADS_MAX);
         for (device, placed) in self.devices.iter().zip(&self.topology.devices) {

@@ -67,6 +67,7 @@ maru_memory_guarded:
     maru_memory_leave copy
 
     maru_memory_flush cvac
+    maru_memory_flush civac
 
     .globl maru_memory_guarded_end
     .hidden maru_memory_guarded_end
@@ -89,6 +90,7 @@ unsafe extern "C" {
 
     fn maru_memory_copy(to: *mut u8, from: *const u8, len: usize) -> Outcome;
     fn maru_memory_cvac(line: *const u8, end: *const u8, line_bytes: usize) -> Outcome;
+    fn maru_memory_civac(line: *const u8, end: *const u8, line_bytes: usize) -> Outcome;
 }
 
 /// # Safety
@@ -114,6 +116,14 @@ pub(super) unsafe fn write_back(start: *const u8, len: usize) -> Outcome {
     let (line, line_bytes) = first_line(start);
     // SAFETY: as the caller promises; no line straddles two pages of memory.
     unsafe { maru_memory_cvac(line, start.wrapping_add(len), line_bytes) }
+}
+
+/// # Safety
+/// As for `super::invalidate`.
+pub(super) unsafe fn invalidate(start: *const u8, len: usize) -> Outcome {
+    let (line, line_bytes) = first_line(start);
+    // SAFETY: as in `write_back`.
+    unsafe { maru_memory_civac(line, start.wrapping_add(len), line_bytes) }
 }
 
 /// Where the line of `start` starts, and how many bytes lines have.

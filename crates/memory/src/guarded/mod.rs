@@ -1,4 +1,4 @@
-//! Copies that memory which fails cannot kill.
+//! Copies, and work on cache lines, that memory which fails cannot kill.
 //!
 //! Memory may fail under a load or a store: CXL media that went bad, a file that was cut off, a file
 //! system that is full. The kernel then sends SIGBUS, which ends the process. What this crate does
@@ -94,6 +94,19 @@ pub(crate) unsafe fn write_back(start: *const u8, len: usize) -> Result<(), Faul
     unsafe { arch::write_back(start, len) }.into_result()
 }
 
+/// Takes the lines of a range out of this host's caches: later loads see memory. Dirty ones are
+/// written back.
+///
+/// # Safety
+/// As for [`write_back`].
+pub(crate) unsafe fn invalidate(start: *const u8, len: usize) -> Result<(), Fault> {
+    if len == 0 {
+        return Ok(());
+    }
+    // SAFETY: as the caller promises.
+    unsafe { arch::invalidate(start, len) }.into_result()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -139,9 +152,11 @@ mod tests {
         fn work_on_lines_changes_no_byte(bytes in vec(any::<u8>(), 1..1000), start: usize) {
             let start = start % bytes.len();
             let found = bytes.clone();
-            // SAFETY: a part of a slice; as above.
-            let result = unsafe { write_back(found[start..].as_ptr(), found.len() - start) };
-            prop_assert_eq!(result, Ok(()));
+            for work in [write_back, invalidate] {
+                // SAFETY: a part of a slice; as above.
+                let result = unsafe { work(found[start..].as_ptr(), found.len() - start) };
+                prop_assert_eq!(result, Ok(()));
+            }
             prop_assert_eq!(found, bytes);
         }
     }

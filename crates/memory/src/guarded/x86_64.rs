@@ -162,11 +162,12 @@ impl Features {
     }
 
     fn for_write_back(self) -> Flush {
-        match self {
-            Self { clwb: true, .. } => Flush::Clwb,
-            Self { clflushopt: true, .. } => Flush::ClflushOpt,
-            _ => Flush::Clflush,
-        }
+        if self.clwb { Flush::Clwb } else { self.for_invalidation() }
+    }
+
+    /// Not `clwb`, which may leave the line where it is.
+    fn for_invalidation(self) -> Flush {
+        if self.clflushopt { Flush::ClflushOpt } else { Flush::Clflush }
     }
 }
 
@@ -237,6 +238,13 @@ pub(super) unsafe fn write_back(start: *const u8, len: usize) -> Outcome {
     unsafe { Features::of_this_processor().for_write_back().lines(start, len) }
 }
 
+/// # Safety
+/// As for `super::invalidate`.
+pub(super) unsafe fn invalidate(start: *const u8, len: usize) -> Outcome {
+    // SAFETY: as the caller promises; the processor was asked.
+    unsafe { Features::of_this_processor().for_invalidation().lines(start, len) }
+}
+
 /// The addresses of the routines' instructions.
 pub(super) fn routines() -> Range<u64> {
     let bounds = [&raw const maru_memory_guarded, &raw const maru_memory_guarded_end];
@@ -264,14 +272,15 @@ mod tests {
 
     #[test]
     fn the_best_instruction_that_there_is() {
-        for (clwb, clflushopt, write_back) in [
-            (true, true, Flush::Clwb),
-            (true, false, Flush::Clwb),
-            (false, true, Flush::ClflushOpt),
-            (false, false, Flush::Clflush),
+        for (clwb, clflushopt, write_back, invalidation) in [
+            (true, true, Flush::Clwb, Flush::ClflushOpt),
+            (true, false, Flush::Clwb, Flush::Clflush),
+            (false, true, Flush::ClflushOpt, Flush::ClflushOpt),
+            (false, false, Flush::Clflush, Flush::Clflush),
         ] {
             let features = Features { clwb, clflushopt };
             assert_eq!(features.for_write_back(), write_back, "{features:?}");
+            assert_eq!(features.for_invalidation(), invalidation, "{features:?}");
         }
     }
 

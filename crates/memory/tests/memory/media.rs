@@ -6,28 +6,28 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::thread;
 
-use maru_memory::{DATA_START, Device, MappingError};
+use maru_memory::{DATA_START, Device, MappingError, Visibility};
 use uuid::Uuid;
 
-use crate::{MIB, create, map, shm_dir};
+use crate::{CACHE_LINE, MIB, create, map, map_with, shm_dir};
 
 /// What the kernel takes memory away by.
 const UNIT: u64 = 4096;
 
-/// Copied by ordinary stores; the last byte is alone in its unit.
+/// Copied by ordinary stores where the pool is coherent; the last byte is alone in its unit.
 const SMALL: u64 = 3 * UNIT + 1;
 
-/// Copied around the caches.
+/// Copied around the caches, whatever the pool.
 const LARGE: u64 = 64 * UNIT + 1;
 
 /// Takes the memory of a device away from `offset` on, behind the back of who maps it.
-fn cut(device: &Device, offset: u64) {
+pub(crate) fn cut(device: &Device, offset: u64) {
     let file = File::options().write(true).open(device.path()).unwrap();
     file.set_len(offset).unwrap();
 }
 
 /// As long as it was, with zeros where it was cut.
-fn mend(device: &Device) {
+pub(crate) fn mend(device: &Device) {
     cut(device, device.bytes());
 }
 
@@ -37,7 +37,7 @@ fn pattern(len: u64) -> Vec<u8> {
 
 /// Checks that `error` names this device and place.
 #[track_caller]
-fn expect_media(error: MappingError, device: &Device, expected: u64) {
+pub(crate) fn expect_media(error: MappingError, device: &Device, expected: u64) {
     assert!(error.to_string().contains(device.path().to_str().unwrap()), "{error}");
     let MappingError::Media { path, offset, damaged } = error else { panic!("{error}") };
     assert_eq!((path.as_path(), offset, damaged), (device.path(), expected, false));
@@ -46,9 +46,10 @@ fn expect_media(error: MappingError, device: &Device, expected: u64) {
 #[test]
 fn a_copy_names_the_first_byte_that_failed() {
     for dir in [shm_dir(), tempfile::tempdir().unwrap()] {
-        for len in [SMALL, LARGE] {
-            let device = create(&dir, &format!("{len}"), 8 * MIB);
-            let mapping = map(&device);
+        let cases = [(SMALL, Visibility::Coherent), (LARGE, Visibility::Coherent)];
+        for (nth, (len, visibility)) in cases.into_iter().chain([(SMALL, CACHE_LINE)]).enumerate() {
+            let device = create(&dir, &format!("{nth}"), 8 * MIB);
+            let mapping = map_with(&device, visibility);
             let offset = DATA_START + 5 * UNIT;
             let bytes = pattern(len);
             let failing = [offset, offset + len / UNIT / 2 * UNIT, offset + len - 1];
@@ -93,7 +94,7 @@ fn many_threads_fail_at_once() {
     const ROUNDS: usize = 200;
     let dir = shm_dir();
     let (good, bad) = (create(&dir, "good", 8 * MIB), create(&dir, "bad", 8 * MIB));
-    let mapping = map(&good);
+    let mapping = map_with(&good, CACHE_LINE);
     mapping.add_device(&bad, 8 * MIB).unwrap();
     cut(&bad, DATA_START + UNIT);
     thread::scope(|scope| {
