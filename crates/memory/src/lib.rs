@@ -9,7 +9,7 @@
 //!
 //! Where instances on several hosts share the memory, [`Visibility`] says whether hardware or
 //! software keeps their caches from hiding it; [`PageMut::publish`], [`PageMut::write_back`] and
-//! [`PageView::acquire`] are the calls. Copies survive memory that fails: they return
+//! [`PageView::acquire`] are the calls. Copies and checksums survive memory that fails: they return
 //! [`MappingError::Media`] where a plain load or store would end the process.
 //!
 //! An [`Arena`] is memory of this process alone, for a cache that is not shared: [`BlockMut`]s and
@@ -45,6 +45,7 @@ compile_error!("maru-memory needs 64-bit Linux: it maps whole pools and reads sy
 compile_error!("maru-memory needs x86-64 or arm64: its copies are written in assembly");
 
 mod arena;
+mod checksum;
 mod create;
 mod device;
 mod error;
@@ -62,6 +63,7 @@ mod spec;
 mod visibility;
 
 pub use arena::{Arena, ArenaConfig, Block, BlockMut};
+pub use checksum::checksum;
 pub use create::{IfExists, MIN_DEVICE_BYTES};
 pub use device::{Device, Identity, check_backing, inspect};
 pub use error::{ArenaError, DeviceError, MappingError, PluginError};

@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 use rustix::param::page_size;
 
+use crate::checksum::checksum_of_pieces;
 use crate::error::MappingError;
 use crate::guarded::{self, Fault};
 use crate::mapping::PoolMapping;
@@ -55,8 +56,8 @@ impl PageView {
 
     /// The bytes, where they are: nothing is copied.
     ///
-    /// A load from memory that fails ends the process (SIGBUS); [`Self::copy_to`] is safe from
-    /// that.
+    /// A load from memory that fails ends the process (SIGBUS); [`Self::copy_to`] and
+    /// [`Self::checksum`] are safe from that.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the span is mapped readable for as long as `self` lives; the caller's pin keeps
@@ -79,11 +80,12 @@ impl PageView {
     /// is undefined.
     pub fn copy_to(&self, buffer: &mut [u8]) -> Result<(), MappingError> {
         self.0.check_length(buffer)?;
-        // SAFETY: the span is mapped, and the caller's pin keeps its bytes as they are (see the
-        // module documentation), so it is apart from what is borrowed exclusively; the handler came
-        // with its device.
-        let result = unsafe { guarded::copy(buffer.as_mut_ptr(), self.as_ptr(), buffer.len()) };
-        result.map_err(|fault| self.0.copy_error(fault, buffer))
+        self.0.load(0, buffer)
+    }
+
+    /// The [checksum](crate::checksum()) of the page.
+    pub fn checksum(&self) -> Result<u64, MappingError> {
+        checksum_of_pieces(to_usize(self.0.len), |offset, piece| self.0.load(offset, piece))
     }
 
     /// The address of the first byte, valid for loads while `self` lives.
@@ -285,6 +287,17 @@ impl Span {
     fn check_length(&self, buffer: &[u8]) -> Result<(), MappingError> {
         let (page, buffer) = (self.len, buffer.len() as u64);
         if page == buffer { Ok(()) } else { Err(MappingError::LengthMismatch { page, buffer }) }
+    }
+
+    /// Copies what lies `start` bytes from the beginning.
+    fn load(&self, start: usize, buffer: &mut [u8]) -> Result<(), MappingError> {
+        let len = buffer.len();
+        assert!(start + len <= to_usize(self.len), "{start}+{len} is outside of the page");
+        // SAFETY: the part is mapped, and the caller's pin keeps its bytes as they are (see the
+        // module documentation), so it is apart from what is borrowed exclusively; the handler came
+        // with its device.
+        let result = unsafe { guarded::copy(buffer.as_mut_ptr(), self.ptr().add(start), len) };
+        result.map_err(|fault| self.copy_error(fault, buffer))
     }
 
     /// Has the first `len` bytes written back or dropped, as the pool's visibility asks for.

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::thread;
 
-use maru_memory::{DATA_START, Device, MappingError, Visibility};
+use maru_memory::{DATA_START, Device, MappingError, Visibility, checksum};
 use uuid::Uuid;
 
 use crate::{CACHE_LINE, MIB, create, map, map_with, shm_dir};
@@ -59,6 +59,7 @@ fn a_copy_names_the_first_byte_that_failed() {
                 cut(&device, first);
                 let mut copy = vec![0; bytes.len()];
                 expect_media(view.copy_to(&mut copy).unwrap_err(), &device, first);
+                expect_media(view.checksum().unwrap_err(), &device, first);
                 let error = mapping.write(offset, len).unwrap().copy_from(&bytes).unwrap_err();
                 expect_media(error, &device, first);
                 let whole = usize::try_from(first - offset).unwrap();
@@ -114,6 +115,7 @@ fn many_threads_fail_at_once() {
                     copy.fill(0);
                     view.copy_to(&mut copy).unwrap();
                     assert_eq!(copy, bytes);
+                    assert_eq!(view.checksum().unwrap(), checksum(&bytes));
                     let error = mapping.read(missing, len).unwrap().copy_to(&mut copy);
                     expect_media(error.unwrap_err(), bad, missing);
                 }

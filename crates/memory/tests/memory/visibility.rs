@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use maru_memory::{
-    DATA_START, MappingError, PluginError, PoolMapping, Visibility, VisibilityPlugin,
+    DATA_START, MappingError, PluginError, PoolMapping, Visibility, VisibilityPlugin, checksum,
 };
 use tempfile::TempDir;
 
@@ -38,6 +38,7 @@ fn what_is_published_is_what_is_acquired() {
                 let mut copy = vec![0; bytes.len()];
                 view.copy_to(&mut copy).unwrap();
                 assert!(copy == bytes && view.bytes() == bytes);
+                assert_eq!(view.checksum().unwrap(), checksum(&bytes));
                 writer.write(DATA_START, len).unwrap().bytes_mut().fill(0);
             }
         }
