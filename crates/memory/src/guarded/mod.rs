@@ -15,9 +15,9 @@
 //! * The routines call nothing, use no stack and take no lock, so there is nothing to undo. What was
 //!   copied before the fault stays copied, through raw pointers, as the compiler has to expect of
 //!   any foreign function.
-//! * All state is the thread's own registers. The handler reads two statics that were set before it
-//!   was installed, and calls nothing that is not async-signal-safe; any number of threads may fault
-//!   at once.
+//! * All state is the thread's own registers. The handler reads one static, set before it was
+//!   installed, and calls nothing that is not async-signal-safe; any number of threads may fault at
+//!   once.
 //! * Every other SIGBUS goes to the handler that was there before.
 //!
 //! A program that replaces the handler afterwards, without handing on what is not its own, loses

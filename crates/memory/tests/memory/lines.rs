@@ -1,8 +1,9 @@
 //! Which cache lines are worked on: seen by memory that is taken away, since work on a line that is
 //! not there fails.
 
-use maru_memory::{DATA_START, Device, MappingError, PageMut, PageView, PoolMapping, Visibility};
 use std::sync::Arc;
+
+use maru_memory::{DATA_START, Device, MappingError, PageMut, PageView, PoolMapping, Visibility};
 use tempfile::TempDir;
 
 use crate::media::{cut, expect_media, mend};
