@@ -131,9 +131,11 @@ impl Model {
         self.counters.quarantined += 1;
     }
 
-    /// A page whose writer is over is free, unless lines of it may be in a cache.
-    fn vacate(&mut self, (handle, page_bytes): (Handle, u64), done: bool, host: String) {
-        if !done && self.config.visibility == Visibility::CacheLine {
+    /// A page whose writer is over is free, unless lines of it may be in a cache: what the writer said
+    /// about what it wrote says nothing of what was there before.
+    pub(crate) fn vacate(&mut self, (handle, page_bytes): (Handle, u64), done: bool, host: String) {
+        let stained = self.granted_stained.remove(&handle.generation) || !done;
+        if stained && self.config.visibility == Visibility::CacheLine {
             let stain = Stain { handle, page_bytes, hosts: [host].into() };
             self.stains.insert(handle.generation, stain);
         }
