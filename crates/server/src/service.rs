@@ -174,6 +174,12 @@ impl<D: Disk> Service<D> {
         &self.directory
     }
 
+    /// The directory, to plant faults in.
+    #[cfg(feature = "plant")]
+    pub fn directory_mut(&mut self) -> &mut Directory {
+        &mut self.directory
+    }
+
     /// The store's log.
     pub fn log(&mut self) -> Option<&mut Log<D>> {
         self.log.as_mut()

@@ -12,6 +12,7 @@ mod disk;
 mod fault;
 mod pool;
 mod rewrite;
+pub mod simulation;
 
 pub use disk::MemoryDisk;
 pub use fault::{ANY, Fault, FaultProxy};

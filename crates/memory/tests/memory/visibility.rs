@@ -125,7 +125,9 @@ impl Plugged {
     fn expect_calls(&self, expected: &[(u32, &str)]) {
         let expected: Vec<String> = expected
             .iter()
-            .map(|(operation, rest)| format!("software_fenced {operation} inode {} {rest}", self.inode))
+            .map(|(operation, rest)| {
+                format!("software_fenced {operation} inode {} {rest}", self.inode)
+            })
             .collect();
         let found = fs::read_to_string(&self.log).unwrap_or_default();
         assert_eq!(found.lines().collect::<Vec<_>>(), expected);
