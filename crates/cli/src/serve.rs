@@ -222,6 +222,11 @@ fn tell_what_was_found(found: Found) {
             "the pool was served before and its store is gone: it starts empty, and grants no page \
              until whoever wrote to it before has had the time of a quarantine"
         ),
+        Found::StoreBehind => tracing::warn!(
+            "the operating system came down since the store was written, and with \
+             --durability=process the pool may be ahead of it: it starts empty, and grants no page \
+             until whoever wrote to it before has had the time of a quarantine"
+        ),
         Found::Nothing => {
             tracing::warn!("--durability=none: what instances store is gone when this server ends");
         }
