@@ -5,6 +5,8 @@
 //! a miss and its page is not used any more; who pins it keeps it until they release it. Of a page
 //! that it has reserved, a writer knows best: nobody has to look.
 
+use std::collections::VecDeque;
+
 use maru_protocol::{Checksum, Handle, SessionId};
 
 use crate::Directory;
@@ -33,7 +35,7 @@ pub struct Look {
 /// What is to be looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Looks {
-    suspected: Vec<Handle>,
+    suspected: VecDeque<Handle>,
     /// Where the look at everything goes on.
     at: PageAt,
 }
@@ -44,7 +46,7 @@ impl Directory {
             if let Some((page, reservation)) = self.reservation(id, *handle) {
                 self.withdraw_reserved(id, page, reservation);
             } else if self.looks.suspected.len() < SUSPECTED_MAX {
-                self.looks.suspected.push(*handle);
+                self.looks.suspected.push_back(*handle);
             }
         }
     }
@@ -65,7 +67,11 @@ impl Directory {
     /// The next chunk to look at: one that somebody suspects, if there is one, else, if `all`, the next
     /// of all that have a checksum. `None` if there is none, or none nearby: ask again later.
     pub fn next_look(&mut self, all: bool) -> Option<Look> {
-        while let Some(handle) = self.looks.suspected.pop() {
+        if self.store_full {
+            // What is condemned leaves records.
+            return None;
+        }
+        while let Some(handle) = self.looks.suspected.pop_front() {
             if let Some((_, PageState::Resident(entry))) = self.pages.find(handle)
                 && let Some(resident) = self.entries.get(entry).resident
             {

@@ -128,7 +128,9 @@ impl Model {
             }
             Body::Claim { .. } => Answer::Done,
             Body::Suspect { handles } => {
-                handles.iter().for_each(|handle| self.suspect(id, *handle));
+                for handle in handles {
+                    self.suspect(id, *handle);
+                }
                 Answer::Done
             }
             Body::Cleaned { handles } => {
