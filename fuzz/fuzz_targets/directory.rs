@@ -157,7 +157,8 @@ fn ask(bytes: &mut Unstructured<'_>) -> Result<Ask> {
         17 => Ask::Suspect { handles: some },
         18 => Ask::Cleaned { pages: some },
         19 => Ask::HostGone { host: choice },
-        _ if choice < 128 => Ask::Regions,
+        _ if choice < 84 => Ask::Regions,
+        _ if choice < 168 => Ask::Hosts,
         _ => Ask::Goodbye,
     })
 }

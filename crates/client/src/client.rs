@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use maru_memory::PoolMapping;
 use maru_protocol::{
-    Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, EntryPage, Handle, HolderPage, Key,
-    Location, Presence, RegionInfo, ReleaseOutcome, ReserveOutcome, Stats, Topology,
+    Answer, Body, Chunk, CommitItem, CommitOutcome, DeleteOutcome, EntryPage, Handle, HolderPage,
+    HostInfo, Key, Location, Presence, RegionInfo, ReleaseOutcome, ReserveOutcome, Stats, Topology,
 };
 
 use crate::heartbeat::{self, Returns};
@@ -65,6 +65,9 @@ pub enum Committed {
     Superseded(Location),
     /// The session that reserved the page has ended: the chunk was not stored.
     NotReserved,
+    /// The page's memory failed, or could not be made visible to other hosts: the chunk was not stored,
+    /// and nobody gets the page any more.
+    Unwritable,
 }
 
 /// A chunk that was committed and pinned in one step.
@@ -139,7 +142,8 @@ impl Client {
         pages.into_iter().collect()
     }
 
-    /// Makes written pages visible to all instances, in one step each.
+    /// Makes written pages visible to all instances, in one step each; before anybody is told of them,
+    /// to other hosts. The result has an element a page.
     ///
     /// [`ClientError::SessionLost`] and [`ClientError::Timeout`] mean that the outcome is not known:
     /// each chunk is either stored, whole, or not; the pages are not ours any more.
@@ -152,37 +156,34 @@ impl Client {
             .outcomes
             .into_iter()
             .map(|outcome| match outcome {
-                CommitOutcome::Committed(chunk) => Committed::Stored(chunk.location),
-                CommitOutcome::Superseded(chunk) => Committed::Superseded(chunk.location),
+                None => Committed::Unwritable,
+                Some(CommitOutcome::Committed(chunk)) => Committed::Stored(chunk.location),
+                Some(CommitOutcome::Superseded(chunk)) => Committed::Superseded(chunk.location),
                 // `set_length` keeps lengths good.
-                CommitOutcome::NotReserved | CommitOutcome::BadLength => Committed::NotReserved,
+                Some(CommitOutcome::NotReserved | CommitOutcome::BadLength) => {
+                    Committed::NotReserved
+                }
             })
             .collect())
     }
 
     /// [`Client::commit`] and [`Client::acquire`] in one step: pins the chunks that are resident
-    /// afterwards, ours or those of who was first. `None` where the chunk was not stored because the
-    /// session that reserved the page has ended.
+    /// afterwards, ours or those of who was first. `None` where the chunk was not stored, as with
+    /// [`Committed::NotReserved`] and [`Committed::Unwritable`], or cannot be read from here.
     pub fn commit_and_acquire(
         &self,
         pages: impl IntoIterator<Item = ReservedPage>,
     ) -> Result<Vec<Option<Promoted>>, ClientError> {
-        let CommitAnswer { mapped: Some(mapped), outcomes } = self.commit_and_pin(pages, 1)? else {
-            return Ok(Vec::new());
-        };
-        let promoted: Vec<Result<Option<Promoted>, ClientError>> = outcomes
-            .into_iter()
-            .map(|outcome| {
-                let (chunk, superseded) = match outcome {
-                    CommitOutcome::Committed(chunk) => (chunk, false),
-                    CommitOutcome::Superseded(chunk) => (chunk, true),
-                    CommitOutcome::NotReserved | CommitOutcome::BadLength => return Ok(None),
-                };
-                let page = PinnedPage::new(chunk, self.home(&mapped))?;
-                Ok(Some(Promoted { page, superseded }))
-            })
-            .collect();
-        promoted.into_iter().collect()
+        let CommitAnswer { mapped, outcomes } = self.commit_and_pin(pages, 1)?;
+        let promoted = outcomes.into_iter().map(|outcome| {
+            let (chunk, superseded) = match outcome? {
+                CommitOutcome::Committed(chunk) => (chunk, false),
+                CommitOutcome::Superseded(chunk) => (chunk, true),
+                CommitOutcome::NotReserved | CommitOutcome::BadLength => return None,
+            };
+            Some(Promoted { page: self.pinned(mapped.as_ref()?, chunk)?, superseded })
+        });
+        Ok(promoted.collect())
     }
 
     fn commit_and_pin(
@@ -190,10 +191,14 @@ impl Client {
         pages: impl IntoIterator<Item = ReservedPage>,
         pins: u32,
     ) -> Result<CommitAnswer, ClientError> {
+        self.link.check_owner()?;
+        // All of them, before the first is committed: what fails is given up, and the others are not.
+        let finished: Vec<Option<(CommitItem, Ticket)>> = pages.into_iter().map(finished).collect();
+        let is_good: Vec<bool> = finished.iter().map(Option::is_some).collect();
         let (items, tickets): (Vec<CommitItem>, Vec<Ticket>) =
-            pages.into_iter().map(ReservedPage::finish).unzip();
+            finished.into_iter().flatten().unzip();
         let Some(session) = common_session(&tickets)? else {
-            return Ok(CommitAnswer { mapped: None, outcomes: Vec::new() });
+            return Ok(CommitAnswer { mapped: None, outcomes: vec![None; is_good.len()] });
         };
         let count = items.len();
         let result = self.link.call(Body::Commit { items, pins }, Some(&session));
@@ -202,12 +207,17 @@ impl Client {
             return Err(self.unexpected(&mapped, &answer));
         };
         self.check_len(&mapped, outcomes.len(), count)?;
+        let mut outcomes = outcomes.into_iter();
+        let outcome = |good: bool| if good { outcomes.next() } else { None };
+        let outcomes = is_good.into_iter().map(outcome).collect();
         Ok(CommitAnswer { mapped: Some(mapped), outcomes })
     }
 
     /// Looks chunks up and pins those that are there, in one round trip. The result has an element
     /// a key, or with [`Acquire::stop_at_miss`] one for each key before the first miss. A chunk that
-    /// lies where this process has no memory mapped is a miss, too; its pin is given back.
+    /// cannot be read from here (this process has no memory mapped there, what another host wrote
+    /// cannot be made visible, or it was found to be damaged before) is a miss, too; its pin is given
+    /// back.
     pub fn acquire(
         &self,
         keys: &[Key<'_>],
@@ -222,19 +232,21 @@ impl Client {
         if !how.stop_at_miss || found.len() > keys.len() {
             self.check_len(&mapped, found.len(), keys.len())?;
         }
-        let page = |chunk| {
-            PinnedPage::new(chunk, self.home(&mapped))
-                .inspect_err(|error| tracing::warn!(%error, "a chunk cannot be read from here"))
-                .ok()
-        };
         // All of them, before any is left out: what is not handed out gives itself back.
         let mut pages: Vec<Option<PinnedPage>> =
-            found.into_iter().map(|found| found.and_then(page)).collect();
+            found.into_iter().map(|found| self.pinned(&mapped, found?)).collect();
         if how.stop_at_miss {
             let hits = pages.iter().take_while(|page| page.is_some()).count();
             pages.truncate(hits);
         }
         Ok(pages)
+    }
+
+    /// A pinned chunk, if it can be read from here.
+    fn pinned(&self, mapped: &Arc<MappedSession>, chunk: Chunk) -> Option<PinnedPage> {
+        PinnedPage::new(chunk, self.home(mapped))
+            .inspect_err(|error| tracing::warn!(%error, "a chunk cannot be read from here"))
+            .ok()
     }
 
     /// Releases pages in one round trip. [`ClientError::Stale`] if any of them was not protected
@@ -313,6 +325,24 @@ impl Client {
     pub fn holders(&self, cursor: u64, limit: u32) -> Result<HolderPage, ClientError> {
         match self.ask_in_any_session(|| Body::Holders { cursor, limit })? {
             (_, Answer::Holders(page)) => Ok(page),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
+        }
+    }
+
+    /// The hosts that the server was told of.
+    pub fn hosts(&self) -> Result<Vec<HostInfo>, ClientError> {
+        match self.ask_in_any_session(|| Body::Hosts)? {
+            (_, Answer::Hosts(hosts)) => Ok(hosts),
+            (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
+        }
+    }
+
+    /// Says that a host is powered off or was started anew: its caches hold nothing any more, so pages
+    /// that it left unwritten lines of can be granted to others. Said of a host that runs, it is how
+    /// bytes are lost; one that has a session is refused.
+    pub fn host_gone(&self, host: &str) -> Result<(), ClientError> {
+        match self.ask_in_any_session(|| Body::HostGone { host })? {
+            (_, Answer::Done) => Ok(()),
             (mapped, answer) => Err(self.unexpected(&mapped, &answer)),
         }
     }
@@ -401,7 +431,16 @@ impl Client {
 /// What came of a commit, and in which session; of nothing, in none.
 struct CommitAnswer {
     mapped: Option<Arc<MappedSession>>,
-    outcomes: Vec<CommitOutcome>,
+    /// `None` for a page that could not be written, so that nothing was asked for it.
+    outcomes: Vec<Option<CommitOutcome>>,
+}
+
+/// What is to be committed of a page; `None` if it cannot be written.
+fn finished(page: ReservedPage) -> Option<(CommitItem, Ticket)> {
+    let offset = page.location().offset();
+    page.finish()
+        .inspect_err(|error| tracing::warn!(offset, %error, "a page cannot be committed"))
+        .ok()
 }
 
 /// The session of all these pages; an error if they are of several, since then one was lost.
@@ -432,6 +471,7 @@ struct Farewell {
 
 impl Drop for Farewell {
     fn drop(&mut self) {
+        self.returns.settle(&self.link);
         self.link.farewell();
         self.returns.wake();
     }

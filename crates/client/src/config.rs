@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(doc)]
+use maru_memory::VisibilityPlugin;
 use maru_protocol::Endpoint;
+
+use crate::Verify;
 
 /// What a client is told.
 #[derive(Debug, Clone)]
@@ -13,6 +17,11 @@ pub struct ClientConfig {
     /// The instance's name, 1 to 128 printable characters; instances that share a name share a
     /// budget.
     pub instance: String,
+    /// The host's name, 1 to 128 printable characters: equal for those whose processors share a
+    /// cache-coherent view of the pool, and for nobody else, since these read what the others wrote as
+    /// it is in their caches. `None` for the kernel's boot id, which is right for containers and for
+    /// whole machines; virtual machines of one host may be told its name.
+    pub host: Option<String>,
     /// How long a request may take, reconnecting included, give or take a quarter.
     pub timeout: Duration,
     /// How many bytes the instance may have in the pool; 0 for no limit.
@@ -25,6 +34,11 @@ pub struct ClientConfig {
     /// Bring the pool into this process's page tables behind the connecting client, rather than page
     /// by page as they are used.
     pub eager_map: bool,
+    /// The library that makes pages visible to other hosts, if the pool needs that and the processor's
+    /// own instructions are not enough: an absolute path. See [`VisibilityPlugin`].
+    pub visibility_plugin: Option<PathBuf>,
+    /// Which chunks are held against their checksums when they are read.
+    pub verify: Verify,
 }
 
 impl Default for ClientConfig {
@@ -36,11 +50,14 @@ impl Default for ClientConfig {
         Self {
             endpoint: Endpoint::Unix(Endpoint::default_socket(user)),
             instance: format!("{host}-{}", std::process::id()),
+            host: None,
             timeout: Duration::from_secs(5),
             budget_bytes: 0,
             device_paths: Vec::new(),
             in_flight_max: 64,
             eager_map: false,
+            visibility_plugin: None,
+            verify: Verify::default(),
         }
     }
 }

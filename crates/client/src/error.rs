@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use maru_memory::{DeviceError, MappingError};
+use maru_memory::{DeviceError, MappingError, PluginError};
 use maru_protocol::{Endpoint, FrameError, Refusal};
 
 /// Why a request has no answer.
@@ -61,6 +61,18 @@ pub enum ClientError {
     /// The pool's memory cannot be mapped, or a location lies outside it.
     #[error(transparent)]
     Mapping(Arc<MappingError>),
+    /// The library that makes pages visible to other hosts cannot be used.
+    #[error("cannot map a pool whose hosts are not cache-coherent: {0}")]
+    Plugin(Arc<PluginError>),
+    /// What is in the page is not what was committed, or cannot be read. The server is told; the chunk
+    /// is a miss from now on.
+    #[error("the chunk at pool offset {offset:#x} is damaged: {reason}; compute it again")]
+    Damaged {
+        /// Where its page begins, in bytes from the start of the pool's address range.
+        offset: u64,
+        /// What was found.
+        reason: String,
+    },
     /// More bytes than the page has.
     #[error("{len} bytes are not 1 to the page's {page_len}")]
     BadLength {
@@ -74,6 +86,12 @@ pub enum ClientError {
 impl From<DeviceError> for ClientError {
     fn from(error: DeviceError) -> Self {
         Self::Device(Arc::new(error))
+    }
+}
+
+impl From<PluginError> for ClientError {
+    fn from(error: PluginError) -> Self {
+        Self::Plugin(Arc::new(error))
     }
 }
 

@@ -1,23 +1,25 @@
 //! The thread behind a client: renews the lease, reconnects when the connection breaks while nobody
-//! asks anything, gives back what was dropped.
+//! asks anything, gives back what was dropped, writes back what others of this host have left.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use maru_protocol::Body;
+use maru_protocol::{Answer, Body, Handle, Location};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::link::{Failed, Link};
+use crate::link::{Failed, Link, MappedSession};
+use crate::suspicion::{Suspicion, Suspicions};
 use crate::{ClientError, Return};
 
 /// How soon the server is tried again while it cannot be reached.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Things that were dropped and are still to be given back.
+/// Things that were dropped and are still to be given back, and pages that were found bad.
 #[derive(Debug)]
 pub(crate) struct Returns {
     queue: Mutex<Vec<Return>>,
+    suspicions: Suspicions,
     /// Held while things are given back: whoever flushes waits for what another thread is at.
     flushing: Mutex<()>,
     /// Wakes the heartbeat.
@@ -27,7 +29,12 @@ pub(crate) struct Returns {
 impl Returns {
     pub(crate) fn new() -> std::io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { queue: Mutex::new(Vec::new()), flushing: Mutex::new(()), wake })
+        Ok(Self {
+            queue: Mutex::default(),
+            suspicions: Suspicions::default(),
+            flushing: Mutex::default(),
+            wake,
+        })
     }
 
     /// Queues something; the heartbeat sends it.
@@ -36,6 +43,28 @@ impl Returns {
         queue.push(item);
         if queue.len() == 1 {
             self.wake();
+        }
+    }
+
+    /// Queues that a page is bad.
+    pub(crate) fn suspect(&self, suspicion: Suspicion) {
+        self.suspicions.push(suspicion);
+        self.wake();
+    }
+
+    /// Whether a chunk was found bad here.
+    pub(crate) fn is_suspected(&self, handle: Handle) -> bool {
+        self.suspicions.is_known(handle)
+    }
+
+    /// Before the goodbye: tells of pages that could not be written. If that fails, none will be said.
+    pub(crate) fn settle(&self, link: &Link) {
+        // A forked child says none.
+        if link.check_owner().is_ok()
+            && self.suspicions.has_reserved()
+            && let Err(error) = self.flush(link)
+        {
+            tracing::debug!(%error, "there are pages that could not be written");
         }
     }
 
@@ -52,6 +81,7 @@ impl Returns {
     /// Sends what is queued.
     pub(crate) fn flush(&self, link: &Link) -> Result<(), ClientError> {
         let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.suspicions.flush(link)?;
         let mut queue = std::mem::take(&mut *self.lock());
         queue.extend(link.take_orphans());
         while let Some((session, body, batch)) = Return::next_batch(&mut queue) {
@@ -108,7 +138,12 @@ pub(crate) fn run(link: &Weak<Link>, returns: &Arc<Returns>) {
 /// One heartbeat. Returns how long to wait for the next.
 fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
     returns.flush(link)?;
-    let (mapped, _) = link.call(Body::Renew, None)?;
+    let (mapped, answer) = link.call(Body::Renew, None)?;
+    let stained = if let Answer::Renewed(stained) = answer { stained } else { Vec::new() };
+    let cleaned = clean(&mapped, &stained);
+    for handles in cleaned.chunks(mapped.session.batch_max()) {
+        link.call(Body::Cleaned { handles: handles.to_vec() }, Some(&mapped.session))?;
+    }
     // Late answers may have come with that one.
     if link.has_orphans() {
         returns.flush(link)?;
@@ -119,7 +154,18 @@ fn beat(link: &Link, returns: &Returns) -> Result<Duration, ClientError> {
             return Err(failed.into());
         }
     }
-    Ok(mapped.session.renew_after())
+    // There may be more to clean.
+    Ok(if cleaned.is_empty() { mapped.session.renew_after() } else { Duration::ZERO })
+}
+
+/// Writes back what this host's caches may hold of these pages. Returns those that are done.
+fn clean(mapped: &MappedSession, stained: &[Location]) -> Vec<Handle> {
+    let is_clean = |location: &&Location| {
+        let (offset, generation) = (location.offset(), location.generation().0);
+        let cleaned = mapped.memory.mapping.clean(offset, location.length, generation);
+        cleaned.inspect_err(|error| tracing::warn!(%error, "a page cannot be cleaned")).is_ok()
+    };
+    stained.iter().filter(is_clean).map(|location| location.handle).collect()
 }
 
 #[cfg(test)]

@@ -42,8 +42,10 @@ mod link;
 mod memory;
 mod page;
 mod stream;
+mod suspicion;
 #[cfg(test)]
 mod test_server;
+mod verify;
 mod watch;
 
 pub use client::{Acquire, Client, Committed, PoolMemory, Promoted, Reserve, Reserved};
@@ -51,4 +53,5 @@ pub use config::ClientConfig;
 pub use conversation::{Asked, ConnectionError, Conversation, Return, Session, Writing};
 pub use error::ClientError;
 pub use page::{PinnedPage, PrivatePage, ReservedPage};
+pub use verify::Verify;
 pub use watch::{PoolEvent, Watch};

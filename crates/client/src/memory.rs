@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use maru_memory::{Device, PoolMapping, Populate, View, Visibility};
+use maru_memory::{Device, PoolMapping, Populate, View, Visibility, VisibilityPlugin};
 use maru_protocol::Topology;
 
 use crate::{ClientConfig, ClientError};
@@ -21,7 +21,14 @@ impl Memory {
     /// its UUID tells.
     pub(crate) fn map(topology: &Topology, config: &ClientConfig) -> Result<Self, ClientError> {
         let elsewhere = &config.device_paths;
-        let mapping = PoolMapping::new(topology.address_space_bytes, Visibility::Coherent)?;
+        let visibility = match topology.visibility {
+            maru_protocol::Visibility::Coherent => Visibility::Coherent,
+            maru_protocol::Visibility::CacheLine => {
+                let plugin = config.visibility_plugin.as_ref().map(VisibilityPlugin::load);
+                Visibility::CacheLine { plugin: plugin.transpose()? }
+            }
+        };
+        let mapping = PoolMapping::new(topology.address_space_bytes, visibility)?;
         let mapping = Arc::new(mapping);
         for placed in &topology.devices {
             let found = elsewhere.iter().find_map(|path| Device::open(path, placed.uuid).ok());

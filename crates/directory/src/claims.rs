@@ -181,7 +181,13 @@ impl Directory {
             return Ok(());
         }
         let host = session.host;
-        let page = self.pages.place(handle).filter(|at| {
+        let place = self.pages.place(handle);
+        let state = place.map(|at| self.pages.get(at).state);
+        if state == Some(PageState::Quarantined(Why::Damaged)) {
+            // Its writer has said so, and does not know whether it was heard.
+            return Ok(());
+        }
+        let page = place.filter(|at| {
             self.pages.get(*at).state == PageState::Quarantined(Why::Unclaimed)
                 && self.stains.may_be_held(*at, host)
                 && handle.generation.0 < self.pages.first_generation()

@@ -2,13 +2,16 @@
 //!
 //! The directory never sees a byte. It says what is to be looked at: whatever somebody suspects, and
 //! bit by bit everything. The driver looks, and condemns what it finds bad. From then on the key is
-//! a miss and its page is not used any more; who pins it keeps it until they release it.
+//! a miss and its page is not used any more; who pins it keeps it until they release it. Of a page
+//! that it has reserved, a writer knows best: nobody has to look.
 
-use maru_protocol::{Checksum, Handle};
+use std::collections::VecDeque;
+
+use maru_protocol::{Checksum, Handle, SessionId};
 
 use crate::Directory;
 use crate::entries::Resident;
-use crate::ids::{EntryId, PageAt};
+use crate::ids::{EntryId, PageAt, ReservationId};
 use crate::pages::{PageState, Why};
 use crate::record::Record;
 
@@ -32,21 +35,43 @@ pub struct Look {
 /// What is to be looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Looks {
-    suspected: Vec<Handle>,
+    suspected: VecDeque<Handle>,
     /// Where the look at everything goes on.
     at: PageAt,
 }
 
 impl Directory {
-    pub(crate) fn suspect(&mut self, handles: &[Handle]) {
-        let room = SUSPECTED_MAX.saturating_sub(self.looks.suspected.len());
-        self.looks.suspected.extend(handles.iter().take(room));
+    pub(crate) fn suspect(&mut self, id: SessionId, handles: &[Handle]) {
+        for handle in handles {
+            if let Some((page, reservation)) = self.reservation(id, *handle) {
+                self.withdraw_reserved(id, page, reservation);
+            } else if self.looks.suspected.len() < SUSPECTED_MAX {
+                self.looks.suspected.push_back(*handle);
+            }
+        }
+    }
+
+    /// A session's reservation is gone, and nobody gets its page any more.
+    fn withdraw_reserved(&mut self, id: SessionId, page: PageAt, reservation: ReservationId) {
+        let entry = self.unlink(reservation).entry;
+        self.entries.remove_if_empty(entry);
+        if let Some(instance) = self.sessions.instance_of(id) {
+            self.discharge(instance, self.pages.page_bytes(page));
+        }
+        self.stains.forget(page);
+        self.pages.set(page, PageState::Quarantined(Why::Damaged));
+        self.pages.journal.write(&Record::Damaged { page });
+        self.counters.damaged += 1;
     }
 
     /// The next chunk to look at: one that somebody suspects, if there is one, else, if `all`, the next
     /// of all that have a checksum. `None` if there is none, or none nearby: ask again later.
     pub fn next_look(&mut self, all: bool) -> Option<Look> {
-        while let Some(handle) = self.looks.suspected.pop() {
+        if self.store_full {
+            // What is condemned leaves records.
+            return None;
+        }
+        while let Some(handle) = self.looks.suspected.pop_front() {
             if let Some((_, PageState::Resident(entry))) = self.pages.find(handle)
                 && let Some(resident) = self.entries.get(entry).resident
             {
@@ -70,14 +95,15 @@ impl Directory {
     }
 
     /// The chunk under `handle` was found bad: readers find it no more, and its page is not used any
-    /// more. Says whether there was such a chunk.
-    pub fn condemn(&mut self, handle: Handle) -> bool {
+    /// more. Returns its key; `None` if there is no such chunk any more.
+    pub fn condemn(&mut self, handle: Handle) -> Option<Box<[u8]>> {
         let Some((at, PageState::Resident(entry))) = self.pages.find(handle) else {
-            return false;
+            return None;
         };
         if self.ghosts.contains(&entry) {
-            return false;
+            return None;
         }
+        let key = self.entries.get(entry).key.clone();
         self.counters.damaged += 1;
         self.pages.journal.write(&Record::Damaged { page: at });
         if self.entries.get(entry).pins == 0 {
@@ -85,7 +111,7 @@ impl Directory {
         } else {
             self.make_ghost(entry);
         }
-        true
+        Some(key)
     }
 
     /// Has those who pin an entry go on with one that no key leads to.

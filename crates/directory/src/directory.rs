@@ -344,7 +344,7 @@ impl Directory {
             // Its claims are made: this is one of them that comes late.
             Body::Claim { .. } => Ok(Answer::Done),
             Body::Suspect { handles } => {
-                self.suspect(handles);
+                self.suspect(id, handles);
                 Ok(Answer::Done)
             }
             Body::Cleaned { handles } => {
@@ -352,6 +352,7 @@ impl Directory {
                 Ok(Answer::Done)
             }
             Body::HostGone { host } => self.host_gone(host),
+            Body::Hosts => Ok(Answer::Hosts(self.host_infos())),
         }
     }
 

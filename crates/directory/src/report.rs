@@ -1,8 +1,8 @@
 //! What the directory tells of itself. Nothing here changes anything.
 
 use maru_protocol::{
-    EntryInfo, EntryPage, HolderInfo, HolderPage, HoldingKind, Location, RegionId, RegionInfo,
-    SessionId, SessionInfo, Stats,
+    EntryInfo, EntryPage, HolderInfo, HolderPage, HoldingKind, HostInfo, Location, RegionId,
+    RegionInfo, SessionId, SessionInfo, Stats,
 };
 
 use crate::entries::Entry;
@@ -156,6 +156,22 @@ impl Directory {
             location,
             held_ms: now - since,
         })
+    }
+
+    /// The hosts; where they are too many for an answer, those that have something first.
+    pub(crate) fn host_infos(&self) -> Vec<HostInfo> {
+        let hosts = self.sessions.hosts.iter().cloned();
+        let mut infos: Vec<HostInfo> =
+            hosts.map(|host| HostInfo { host, sessions: 0, pages_stained: 0 }).collect();
+        for session in self.sessions.live.values() {
+            infos[session.host.index()].sessions += 1;
+        }
+        for host in self.stains.iter().flat_map(|(_, hosts)| hosts) {
+            infos[host.index()].pages_stained += 1;
+        }
+        infos.sort_by_key(|info| info.sessions + info.pages_stained == 0);
+        infos.truncate(ROWS_MAX as usize);
+        infos
     }
 
     pub(crate) fn regions(&self) -> Vec<RegionInfo> {

@@ -81,8 +81,8 @@ impl Stains {
         self.kept.get(&at).is_none_or(|hosts| hosts.iter().eq([&host]))
     }
 
-    /// A page was committed, so all its lines are written back. Says whether it was stained.
-    pub(crate) fn committed(&mut self, at: PageAt) -> bool {
+    /// All lines of a page are written back, or nobody gets it any more. Says whether it was stained.
+    pub(crate) fn forget(&mut self, at: PageAt) -> bool {
         self.kept.remove(&at).is_some()
     }
 

@@ -149,7 +149,11 @@ impl Directory {
     }
 
     /// The reservation that `handle` names, if this session holds it.
-    fn reservation(&self, id: SessionId, handle: Handle) -> Option<(PageAt, ReservationId)> {
+    pub(crate) fn reservation(
+        &self,
+        id: SessionId,
+        handle: Handle,
+    ) -> Option<(PageAt, ReservationId)> {
         match self.pages.find(handle)? {
             (page, PageState::Reserved(reservation))
                 if self.sessions.reservation(reservation).session == id =>
@@ -206,7 +210,7 @@ impl Directory {
         let entry = self.unlink(reservation).entry;
         let winner = self.entries.get(entry).resident;
         if let Some(winner) = winner {
-            if self.stains.committed(page) {
+            if self.stains.forget(page) {
                 self.pages.journal.write(&Record::Vacated { page });
             }
             self.free(page, id);
@@ -236,7 +240,7 @@ impl Directory {
         let queue = self.queue_of(page, writer);
         let checksum = item.checksum;
         let resident = Resident { page, length, writer, host, queue, touched: now, checksum };
-        self.stains.committed(page);
+        self.stains.forget(page);
         self.pages.set(page, PageState::Resident(entry));
         self.pages.queue_mut(page, queue).evictable += 1;
         self.pages.region_mut(page).touched = now;

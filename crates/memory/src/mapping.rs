@@ -17,7 +17,7 @@ use crate::error::MappingError;
 use crate::extents::Extents;
 use crate::guarded;
 use crate::header::DATA_START;
-use crate::page::{PageMut, PageView};
+use crate::page::{self, PageMut, PageView};
 use crate::range::{AddressRange, View};
 use crate::visibility::Visibility;
 
@@ -135,6 +135,19 @@ impl PoolMapping {
             .insert(offset, len, ())
             .map_err(|(other, _)| MappingError::AlreadyWritable { offset, len, other })?;
         Ok(PageMut::new(Arc::clone(self), offset, len))
+    }
+
+    /// Writes back what this host's caches hold of the page of `len` bytes at pool offset `offset`, in
+    /// [`Visibility::CacheLine`]. For a page that nobody has, whose writer left without doing so;
+    /// should a writer of this host get it meanwhile, nothing is taken from that one.
+    pub fn clean(
+        self: &Arc<Self>,
+        offset: u64,
+        len: u64,
+        generation: u64,
+    ) -> Result<(), MappingError> {
+        self.check_page(offset, len)?;
+        page::clean(Arc::clone(self), offset, len, generation)
     }
 
     /// Takes back the right to the writable page at `offset`.

@@ -184,19 +184,29 @@ impl PageMut {
     /// Bytes that a device stored without the help of [`Self::as_mut_ptr`] are taken care of too, if
     /// nothing was copied into the page.
     pub fn publish(&mut self, len: u64, generation: u64) -> Result<(), MappingError> {
-        let page = self.span.len;
-        if len > page {
-            return Err(MappingError::BeyondPage { page, len });
-        }
+        self.check_chunk(len)?;
         if let Some(failure) = &self.stale {
             return Err(self.span.error(failure.clone()));
         }
         // Dirty lines behind `len` would be written back some day, over the next owner's bytes.
-        let len = if self.lines == Lines::Clean { len } else { page };
+        let len = if self.lines == Lines::Clean { len } else { self.span.len };
         if self.lines != Lines::Clean || self.span.has_plugin() {
             self.synchronize(len, generation)?;
         }
         Ok(())
+    }
+
+    /// The [checksum](crate::checksum()) of the first `len` bytes.
+    pub fn checksum(&mut self, len: u64) -> Result<u64, MappingError> {
+        self.check_chunk(len)?;
+        if self.lines == Lines::Unknown {
+            // Others find what is in memory, and not what this host may still have of before.
+            let page = self.span.len;
+            self.synchronize(page, NO_GENERATION)?;
+            let dropped = self.span.synchronize(Operation::Acquire, page, NO_GENERATION);
+            dropped.map_err(|failure| self.span.error(failure))?;
+        }
+        checksum_of_pieces(to_usize(len), |offset, piece| self.span.load(offset, piece))
     }
 
     /// Writes back what this host's caches may hold of the page, in [`Visibility::CacheLine`], when
@@ -208,6 +218,11 @@ impl PageMut {
         } else {
             self.synchronize(self.span.len, generation)
         }
+    }
+
+    fn check_chunk(&self, len: u64) -> Result<(), MappingError> {
+        let page = self.span.len;
+        if len <= page { Ok(()) } else { Err(MappingError::BeyondPage { page, len }) }
     }
 
     fn synchronize(&mut self, len: u64, generation: u64) -> Result<(), MappingError> {
@@ -253,6 +268,20 @@ impl fmt::Debug for PageMut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PageMut({:#x}+{:#x})", self.span.offset, self.span.len)
     }
+}
+
+/// See [`PoolMapping::clean`].
+pub(crate) fn clean(
+    mapping: Arc<PoolMapping>,
+    offset: u64,
+    len: u64,
+    generation: u64,
+) -> Result<(), MappingError> {
+    let span = Span { mapping, view: View::Write, offset, len };
+    // Not an acquire: a library may drop lines unwritten then, and a writer of this host may have the
+    // page again.
+    let done = span.synchronize(Operation::Publish, len, generation);
+    done.map_err(|failure| span.error(failure))
 }
 
 /// A part of one view of a mapping.

@@ -11,6 +11,8 @@ use rustix::mm::{
 };
 use rustix::process::{Pid, getpid};
 
+use crate::guarded::{self, Fault};
+
 /// How a range may be used by this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
@@ -176,9 +178,10 @@ pub(crate) fn read_first<const N: usize>(file: &File, map_len: u64) -> io::Resul
     // SAFETY: the range is new.
     unsafe { range.map(file, 0, map_len, View::Read)? };
     let mut bytes = [0; N];
+    guarded::install();
     // SAFETY: `N` bytes are mapped; they are copied, so nothing hangs on what other processes do.
-    unsafe { ptr::copy_nonoverlapping(range.part(0, map_len), bytes.as_mut_ptr(), N) };
-    Ok(bytes)
+    let copied = unsafe { guarded::copy(bytes.as_mut_ptr(), range.part(0, map_len), N) };
+    copied.map_err(errno_of).and(Ok(bytes))
 }
 
 /// Writes the first bytes of a device, with the same `map_len` as [`read_first`].
@@ -187,9 +190,15 @@ pub(crate) fn write_first(file: &File, map_len: u64, bytes: &[u8]) -> io::Result
     let range = AddressRange::reserve(map_len, map_len)?;
     // SAFETY: the range is new.
     unsafe { range.map(file, 0, map_len, View::Write)? };
+    guarded::install();
     // SAFETY: `bytes.len()` bytes are mapped writable, and no one has a reference to them.
-    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), range.part(0, map_len), bytes.len()) };
-    Ok(())
+    let copied = unsafe { guarded::copy(range.part(0, map_len), bytes.as_ptr(), bytes.len()) };
+    copied.map_err(errno_of)
+}
+
+/// What a system call would have said.
+const fn errno_of(fault: Fault) -> Errno {
+    if fault.damaged { Errno::HWPOISON } else { Errno::NXIO }
 }
 
 /// Every length here is below the size of a mapping, and addresses have 64 bits (see lib.rs).

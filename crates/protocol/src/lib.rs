@@ -30,6 +30,6 @@ pub use message::{
 };
 pub use refusal::Refusal;
 pub use report::{
-    Counters, EntryInfo, EntryPage, HolderInfo, HolderPage, HoldingKind, RegionInfo, SessionInfo,
-    Stats,
+    Counters, EntryInfo, EntryPage, HolderInfo, HolderPage, HoldingKind, HostInfo, RegionInfo,
+    SessionInfo, Stats,
 };

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Checksum, Chunk, EntryPage, Handle, HolderPage, Key, Location, Refusal, RegionInfo, Stats,
+    Checksum, Chunk, EntryPage, Handle, HolderPage, HostInfo, Key, Location, Refusal, RegionInfo,
+    Stats,
 };
 
 /// Names one session; no two of a pool ever have the same.
@@ -264,7 +265,8 @@ pub enum Body<'a> {
         last: bool,
     },
     /// What lies there is not what was committed, or cannot be read: the server is to look for
-    /// itself. Answer: [`Answer::Done`].
+    /// itself. What the session has reserved itself cannot be written, or not be made visible: the
+    /// reservation is gone, and nobody gets the page any more. Answer: [`Answer::Done`].
     Suspect {
         /// The pages.
         handles: Vec<Handle>,
@@ -281,6 +283,8 @@ pub enum Body<'a> {
         /// The host, as its instances said in their hello.
         host: &'a str,
     },
+    /// The hosts. Answer: [`Answer::Hosts`].
+    Hosts,
 }
 
 impl Body<'_> {
@@ -297,17 +301,18 @@ impl Body<'_> {
             | Self::Touch { .. }
             | Self::LetGo { .. }
             | Self::Goodbye
+            | Self::Suspect { .. }
             | Self::Cleaned { .. }
             | Self::HostGone { .. } => true,
-            // A claim sets what is held, and so may come twice; to suspect only asks for a look.
+            // A claim sets what is held, and so may come twice.
             Self::Claim { .. }
-            | Self::Suspect { .. }
             | Self::Renew
             | Self::Contains { .. }
             | Self::Stats
             | Self::List { .. }
             | Self::Holders { .. }
-            | Self::Regions => false,
+            | Self::Regions
+            | Self::Hosts => false,
         }
     }
 
@@ -341,6 +346,7 @@ impl Body<'_> {
             Self::Suspect { .. } => "suspect",
             Self::Cleaned { .. } => "cleaned",
             Self::HostGone { .. } => "host_gone",
+            Self::Hosts => "hosts",
         }
     }
 }
@@ -418,6 +424,8 @@ pub enum Answer {
     /// To [`Body::Renew`]: pages, vacant now, that the caches of this host may hold unwritten lines
     /// of. Whoever can, writes those back and says so ([`Body::Cleaned`]).
     Renewed(Vec<Location>),
+    /// To [`Body::Hosts`].
+    Hosts(Vec<HostInfo>),
 }
 
 /// What came of reserving one key. Memory is granted to all keys that need it, or to none.

@@ -120,7 +120,8 @@ pub struct Counters {
     pub deleted: u64,
     /// Entries found again when the server started.
     pub recovered: u64,
-    /// Entries withdrawn because their bytes were not what was committed, or could not be read.
+    /// Chunks withdrawn because their bytes were not what was committed or could not be read, and
+    /// reservations because their page could not be written.
     pub damaged: u64,
     /// Sessions opened.
     pub sessions_opened: u64,
@@ -243,6 +244,17 @@ pub enum HoldingKind {
     },
     /// A page being written.
     Reservation,
+}
+
+/// One host that the server was told of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// Its name.
+    pub host: String,
+    /// Sessions of its instances.
+    pub sessions: u64,
+    /// Vacant pages that its caches may hold unwritten lines of.
+    pub pages_stained: u64,
 }
 
 /// One region.

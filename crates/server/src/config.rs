@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use maru_directory::{Config, ConfigError};
-use maru_memory::{DeviceError, DeviceSpec, MappingError, PopulateError};
+use maru_memory::{
+    DeviceError, DeviceSpec, MappingError, PluginError, PopulateError, VisibilityPlugin,
+};
 use maru_protocol::Visibility;
 
 use crate::service::{Mismatch, OpenError};
@@ -46,6 +48,9 @@ pub struct ServerConfig {
     pub scrub_bytes_per_second: u64,
     /// How what one host writes reaches another.
     pub visibility: Visibility,
+    /// The library that makes visible here what other hosts wrote, if the processor's own instructions
+    /// are not enough: an absolute path. The instances are told theirs by themselves.
+    pub visibility_plugin: Option<PathBuf>,
     /// Times, limits and thresholds. Epoch, seed and visibility are set by the server.
     pub directory: Config,
 }
@@ -65,8 +70,20 @@ impl ServerConfig {
             checksums: false,
             scrub_bytes_per_second: 0,
             visibility: Visibility::Coherent,
+            visibility_plugin: None,
             directory: Config::default(),
         }
+    }
+
+    /// How its own mapping makes visible what other hosts wrote.
+    pub(crate) fn memory_visibility(&self) -> Result<maru_memory::Visibility, PluginError> {
+        let plugin = self.visibility_plugin.as_ref();
+        Ok(match self.visibility {
+            Visibility::Coherent => maru_memory::Visibility::Coherent,
+            Visibility::CacheLine => maru_memory::Visibility::CacheLine {
+                plugin: plugin.map(VisibilityPlugin::load).transpose()?,
+            },
+        })
     }
 }
 
@@ -96,6 +113,9 @@ pub enum StartError {
     /// The memory cannot be mapped.
     #[error(transparent)]
     Mapping(#[from] MappingError),
+    /// The library for visibility cannot be used.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     /// The threads that bring the memory in cannot start.
     #[error(transparent)]
     Populate(#[from] PopulateError),

@@ -11,6 +11,7 @@ mod events;
 mod listener;
 mod pool;
 mod process;
+mod scrub;
 mod server;
 pub mod service;
 pub mod store;

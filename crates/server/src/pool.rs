@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use maru_directory::{DeviceSpan, Geometry};
 use maru_memory::{
-    Device, DeviceKind, DeviceSpec, IfExists, PoolMapping, Populate, View, check_backing, inspect,
+    Device, DeviceKind, DeviceSpec, IfExists, PoolMapping, Populate, View, Visibility,
+    check_backing, inspect,
 };
-use maru_protocol::{Topology, Visibility};
+use maru_protocol::Topology;
 use uuid::Uuid;
 
 use crate::{PoolConfig, StartError};
@@ -28,6 +29,7 @@ pub(crate) struct Pool {
     /// Held so that the devices stay locked.
     devices: Vec<Device>,
     mapping: Option<Arc<PoolMapping>>,
+    visibility: Visibility,
     /// Stops at drop.
     populates: Vec<Populate>,
     /// Removed at drop: the pool's file.
@@ -98,7 +100,7 @@ impl Devices {
     pub(crate) fn into_pool(self, region_bytes: Option<u64>, visibility: Visibility) -> Pool {
         let total: u64 = self.all.iter().map(Device::bytes).sum();
         let region_bytes = region_bytes.unwrap_or_else(|| region_bytes_for(total));
-        let topology = lay_out(&self.all, region_bytes, visibility);
+        let topology = lay_out(&self.all, region_bytes, &visibility);
         let placed = topology.devices.iter().zip(&self.all);
         let spans = placed.map(|(placed, device)| DeviceSpan {
             offset: placed.offset,
@@ -110,6 +112,7 @@ impl Devices {
             topology,
             devices: self.all,
             mapping: None,
+            visibility,
             populates: Vec::new(),
             temporary: self.temporary,
         }
@@ -176,10 +179,7 @@ impl Pool {
         if let Some(mapping) = &self.mapping {
             return Ok(Arc::clone(mapping));
         }
-        let visibility = match self.topology.visibility {
-            Visibility::Coherent => maru_memory::Visibility::Coherent,
-            Visibility::CacheLine => maru_memory::Visibility::CacheLine { plugin: None },
-        };
+        let visibility = self.visibility.clone();
         let mapping = PoolMapping::new(self.topology.address_space_bytes, visibility)?;
         let mapping = Arc::new(mapping);
         for (device, placed) in self.devices.iter().zip(&self.topology.devices) {
@@ -276,7 +276,7 @@ fn region_bytes_for(total: u64) -> u64 {
 }
 
 /// Lays the devices back to back, each at a region boundary that also suits its alignment.
-fn lay_out(devices: &[Device], region_bytes: u64, visibility: Visibility) -> Topology {
+fn lay_out(devices: &[Device], region_bytes: u64, visibility: &Visibility) -> Topology {
     let mut end: u64 = 0;
     let placed = devices.iter().map(|device| {
         let offset = end.next_multiple_of(region_bytes.max(device.alignment()));
@@ -289,6 +289,10 @@ fn lay_out(devices: &[Device], region_bytes: u64, visibility: Visibility) -> Top
         }
     });
     let devices = placed.collect();
+    let visibility = match visibility {
+        Visibility::Coherent => maru_protocol::Visibility::Coherent,
+        Visibility::CacheLine { .. } => maru_protocol::Visibility::CacheLine,
+    };
     // Room for devices that are added later.
     let address_space_bytes = (end * 4).next_power_of_two().max(ADDRESS_SPACE_MIN);
     Topology { address_space_bytes, visibility, devices }

@@ -1,5 +1,7 @@
 //! The event loop.
 
+mod door;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -8,18 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use maru_directory::{Config, Millis};
-use maru_protocol::{
-    Body, Event, FrameError, FrameKind, Hello, Refusal, Request, Secret, SessionId, Standing,
-    VERSION, Visibility, Watch, Welcome,
-};
-use mio::{Events, Interest, Poll, Token, Waker};
+use maru_memory::Visibility;
+use maru_protocol::{Body, FrameError, FrameKind, Key, Refusal, Request, SessionId, VERSION};
+use mio::{Events, Poll, Token, Waker};
 use slab::Slab;
 
 use crate::connection::{Connection, Input, Peer};
 use crate::events::Watchers;
-use crate::listener::{Listener, Stream};
+use crate::listener::Listener;
 use crate::pool::{Devices, Pool};
 use crate::process::{self, Fate, Process};
+use crate::scrub::{Scrubber, Verdict};
 use crate::service::{Found, Service, ServiceConfig};
 use crate::store::{self, Durability, FileDisk, Progress, StoreError};
 use crate::{PoolConfig, ServerConfig, StartError};
@@ -33,12 +34,6 @@ const EVENTS: usize = 4096;
 
 /// Requests of one connection that are answered before the others get their turn.
 const REQUESTS_PER_TURN: u32 = 32;
-
-/// How long a connection may stay without saying whose it is.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Connections without a session, beyond which new ones wait outside.
-const STRANGERS_MAX: usize = 256;
 
 const WAKER: Token = Token(0);
 const FIRST_LISTENER: usize = 1;
@@ -70,6 +65,8 @@ pub struct Server {
     processes: Slab<Process>,
     service: Service<FileDisk>,
     found: Found,
+    // Dropped in this order: nothing reads a pool that is to be removed.
+    scrubber: Scrubber,
     pool: Pool,
     started: Instant,
     next_tick: Instant,
@@ -139,6 +136,7 @@ impl Server {
             processes: Slab::new(),
             service,
             found,
+            scrubber: Scrubber::new(config.scrub_bytes_per_second, started),
             pool: memory,
             started,
             next_tick: started,
@@ -215,7 +213,10 @@ impl Server {
             // A tick is of a moment before the poll: after this process was stopped for longer than a
             // lease, those who spoke meanwhile are heard first.
             let (now, due_in) = (self.now(), self.next_tick.checked_duration_since(Instant::now()));
-            let wait = due_in.filter(|_| self.queue.is_empty()).unwrap_or_default();
+            let idle_until =
+                self.scrubber.due().map_or(self.next_tick, |due| due.min(self.next_tick));
+            let wait = idle_until.saturating_duration_since(Instant::now());
+            let wait = if self.queue.is_empty() { wait } else { Duration::ZERO };
             match self.poll.poll(&mut events, Some(wait)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result?,
@@ -229,6 +230,7 @@ impl Server {
             for index in &turn {
                 self.hear(*index)?;
             }
+            self.scrub();
             self.service.settle().map_err(broken)?;
             for index in turn.drain(..) {
                 self.speak(index);
@@ -248,7 +250,7 @@ impl Server {
     fn dispatch(&mut self, event: &mio::event::Event) {
         let token = event.token().0;
         if event.token() == WAKER {
-            // Its work is done: `run` looks at the flag.
+            // Its work is done: the loop looks whether it is to stop, and what was read.
         } else if token < FIRST_CONNECTION {
             self.accept(token - FIRST_LISTENER);
         } else if (token - FIRST_CONNECTION).is_multiple_of(2) {
@@ -272,42 +274,6 @@ impl Server {
         {
             connection.queued = true;
             self.queue.push_back(index);
-        }
-    }
-
-    fn accept(&mut self, listener: usize) {
-        while self.connections.len() < self.by_session.len() + self.watchers.len() + STRANGERS_MAX {
-            match self.listeners[listener].accept() {
-                Ok(stream) => self.add_connection(stream),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.crowded.remove(&listener);
-                    return;
-                }
-                Err(error) => {
-                    // Out of descriptors, most likely. Those who wait stay in the backlog.
-                    if self.crowded.insert(listener) {
-                        tracing::warn!(%error, "cannot accept a connection");
-                    }
-                    return;
-                }
-            }
-        }
-        if self.crowded.insert(listener) {
-            tracing::warn!("new connections have to wait: too many have not said whose they are");
-        }
-    }
-
-    fn add_connection(&mut self, stream: Stream) {
-        let slot = self.connections.vacant_entry();
-        let index = slot.key();
-        let connection = slot.insert(Connection::new(stream));
-        // Edge-triggered: both at once, and no call again for the life of the connection.
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        let source = connection.stream.source();
-        let registered = self.poll.registry().register(source, connection_token(index), interest);
-        if let Err(error) = registered {
-            tracing::warn!(%error, "cannot wait for a connection");
-            self.connections.remove(index);
         }
     }
 
@@ -425,72 +391,6 @@ impl Server {
         connection.close_after_sending();
     }
 
-    fn hello(&mut self, index: usize, now: Millis, body: &[u8]) {
-        let welcome = maru_protocol::decode::<Hello<'_>>(body)
-            .map_err(|error| refusal(&error))
-            .and_then(|hello| self.open_session(index, now, &hello));
-        match welcome {
-            Ok(welcome) => self.connections[index].send(FrameKind::Welcome, &welcome),
-            Err(refusal) => self.refuse(index, &refusal),
-        }
-    }
-
-    fn open_session(
-        &mut self,
-        index: usize,
-        now: Millis,
-        hello: &Hello<'_>,
-    ) -> Result<Welcome, Refusal> {
-        let fresh = random().map_err(|error| Refusal::Unexpected { reason: error.to_string() })?;
-        let process = process::peer(&self.connections[index].stream);
-        let id = process.as_ref().map(|found| found.id);
-        let welcome = self.service.hello(now, hello, Secret(fresh), id)?;
-        let session = welcome.session;
-        tracing::debug!(%session, instance = hello.instance, standing = ?welcome.standing, "hello");
-        // The instance may be back before its old connection was seen to drop.
-        if let Some(old) = self.by_session.insert(session, index) {
-            self.connections[old].peer = Peer::Stranger;
-            self.close(old);
-        }
-        self.connections[index].peer = Peer::Session(session);
-        if welcome.standing == Standing::New
-            && let Some(process) = process
-        {
-            let token = process_token(self.processes.vacant_key());
-            match process.wait(session, self.poll.registry(), token) {
-                Ok(process) => drop(self.processes.insert(process)),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot wait for the death of an instance's process");
-                    self.service.process_lost(session);
-                }
-            }
-        }
-        Ok(welcome)
-    }
-
-    /// Makes a connection its session's watcher.
-    fn watch(&mut self, index: usize, body: &[u8]) {
-        let watched = maru_protocol::decode::<Watch<'_>>(body).map_err(|error| refusal(&error));
-        let watched = watched.and_then(|watch| {
-            self.service.watch(watch.session, watch.secret)?;
-            tracing::debug!(session = %watch.session, instance = ?watch.instance, "watch");
-            Ok(watch.session)
-        });
-        match watched {
-            Ok(session) => {
-                if let Some(old) = self.watchers.begin(session, index) {
-                    self.connections[old].peer = Peer::Stranger;
-                    self.close(old);
-                }
-                let epoch = self.service.epoch();
-                let connection = &mut self.connections[index];
-                connection.peer = Peer::Watcher(session);
-                connection.send(FrameKind::Event, &Event::Watching { epoch });
-            }
-            Err(refusal) => self.refuse(index, &refusal),
-        }
-    }
-
     /// Tells those who watch what has left the directory.
     fn tell(&mut self) {
         let gone = self.service.take_gone();
@@ -528,6 +428,27 @@ impl Server {
                 self.close(index);
             }
             self.next_tick = Instant::now();
+        }
+    }
+
+    /// Condemns what was found bad, and has the next chunk looked at.
+    fn scrub(&mut self) {
+        if let Some(Verdict { look, flaw: Some(flaw) }) = self.scrubber.take_verdict()
+            && let Some(key) = self.service.condemn(look.handle)
+        {
+            let key = Key::new(&key).map_or_else(|error| error.to_string(), |key| key.to_string());
+            let (offset, bytes) = (look.handle.offset, look.length);
+            tracing::error!(
+                key,
+                offset,
+                bytes,
+                flaw,
+                "a chunk is damaged; its page is used no more"
+            );
+            self.tell();
+        }
+        if let Some(look) = self.scrubber.next(Instant::now(), &mut self.service) {
+            self.scrubber.read(look, &self.stopper.waker, || self.pool.mapping());
         }
     }
 
@@ -571,36 +492,21 @@ impl Server {
         }
         Ok(())
     }
-
-    /// Closes connections that did not say in time whose they are.
-    fn close_strangers(&mut self) {
-        let late = |connection: &Connection| {
-            connection.peer == Peer::Stranger && connection.opened.elapsed() > HELLO_TIMEOUT
-        };
-        let late: Vec<usize> = self
-            .connections
-            .iter()
-            .filter_map(|(index, connection)| late(connection).then_some(index))
-            .collect();
-        for index in late {
-            let reason = "neither Hello nor Watch came in time".to_owned();
-            self.refuse(index, &Refusal::Unexpected { reason });
-            self.enqueue(index);
-        }
-    }
 }
 
 /// Opens the pool and its store.
 fn open(config: &ServerConfig, progress: &mut dyn FnMut(Progress)) -> Result<Opened, StartError> {
+    // Before anything is made.
+    let visibility = config.memory_visibility()?;
     let devices = Devices::open(&config.pool)?;
     let left_behind = devices.left_behind;
-    match (open_store(config, devices, progress), &config.pool) {
+    match (open_store(config, devices, visibility.clone(), progress), &config.pool) {
         (
             Err(error @ (StartError::Mismatch { .. } | StartError::Corrupt { .. })),
             PoolConfig::Temporary(spec),
         ) if left_behind => {
             tracing::warn!(%error, "what a killed server left behind is of no use: it is made anew");
-            open_store(config, Devices::anew(spec)?, progress)
+            open_store(config, Devices::anew(spec)?, visibility, progress)
         }
         (opened, _) => opened,
     }
@@ -612,11 +518,12 @@ type Opened = (Service<FileDisk>, Pool, Found);
 fn open_store(
     config: &ServerConfig,
     devices: Devices,
+    visibility: Visibility,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Opened, StartError> {
     let path = config.store.clone().unwrap_or_else(|| devices.default_store());
     let failed = |source| StartError::Store { store: path.clone(), source };
-    let hosts_matter = config.visibility == Visibility::CacheLine;
+    let hosts_matter = matches!(visibility, Visibility::CacheLine { .. });
     let synced = config.durability == Durability::Fsync || hosts_matter;
     let mut disk = match config.durability {
         Durability::None => None,
@@ -630,7 +537,7 @@ fn open_store(
     // A store knows the size that its regions have.
     let region_bytes = head.map(|head| head.pool.region_bytes);
     let (pool_epoch, may_be_written) = (devices.epoch(), devices.may_be_written());
-    let mut pool = devices.into_pool(config.region_bytes.or(region_bytes), config.visibility);
+    let mut pool = devices.into_pool(config.region_bytes.or(region_bytes), visibility);
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.as_secs());
     let hash_seed = u64::from_le_bytes(random()?);
     let service = ServiceConfig {

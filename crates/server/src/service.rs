@@ -316,8 +316,8 @@ impl<D: Disk> Service<D> {
         self.directory.next_look(all)
     }
 
-    /// A chunk was found bad. Says whether there was such a chunk.
-    pub fn condemn(&mut self, handle: Handle) -> bool {
+    /// A chunk was found bad. See [`Directory::condemn`].
+    pub fn condemn(&mut self, handle: Handle) -> Option<Box<[u8]>> {
         self.directory.condemn(handle)
     }
 }

@@ -35,7 +35,11 @@ impl Holdings {
     pub(super) const fn matter(body: &Body<'_>) -> bool {
         matches!(
             body,
-            Body::Reserve { .. } | Body::Commit { .. } | Body::Abort { .. } | Body::Release { .. }
+            Body::Reserve { .. }
+                | Body::Commit { .. }
+                | Body::Abort { .. }
+                | Body::Release { .. }
+                | Body::Suspect { .. }
         )
     }
 
@@ -63,7 +67,8 @@ impl Holdings {
                     }
                 }
             }
-            (Body::Abort { handles }, Answer::Released(_)) => {
+            (Body::Abort { handles }, Answer::Released(_))
+            | (Body::Suspect { handles }, Answer::Done) => {
                 for handle in handles {
                     self.reservations.remove(&handle.generation.0);
                 }

@@ -16,6 +16,7 @@ pub struct Session {
     secret: Secret,
     epoch: u64,
     limits: Limits,
+    checksums: bool,
     /// The server is known to have kept the session up to this moment, in microseconds: when the
     /// last answered request was sent.
     confirmed_us: AtomicU64,
@@ -33,6 +34,7 @@ impl Session {
             secret: welcome.secret,
             epoch: welcome.epoch,
             limits: welcome.limits,
+            checksums: welcome.checksums,
             confirmed_us: AtomicU64::new(0),
             lost: AtomicBool::new(false),
             writable: AtomicUsize::new(0),
@@ -57,6 +59,12 @@ impl Session {
     #[must_use]
     pub const fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Whether a checksum is said with each commit.
+    #[must_use]
+    pub const fn has_checksums(&self) -> bool {
+        self.checksums
     }
 
     /// The most keys or handles in one request.
@@ -129,6 +137,11 @@ impl Writing {
         let writing = Self(Arc::clone(session));
         // Only now: until it counts, the session can be lost and let go.
         if session.is_lost() { Err(ClientError::SessionLost) } else { Ok(writing) }
+    }
+
+    /// What was written may be in the caches for good: the server is never told otherwise.
+    pub(crate) fn never_end(self) {
+        std::mem::forget(self);
     }
 }
 

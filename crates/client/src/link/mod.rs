@@ -20,6 +20,7 @@ use self::state::State;
 use self::watched::Watched;
 use crate::memory::Memory;
 use crate::stream::{Inbox, Stream};
+use crate::verify::Sampler;
 use crate::{ClientConfig, ClientError, Return, Session};
 
 /// The first wait before connecting again; it doubles up to [`RETRY_MAX`].
@@ -42,6 +43,7 @@ pub(crate) struct Link {
     /// Something was delivered, or the reading is nobody's.
     changed: Condvar,
     pub(crate) watched: Watched,
+    pub(crate) sampler: Sampler,
 }
 
 /// A connection that a server has welcomed.
@@ -72,18 +74,22 @@ impl From<Failed> for ClientError {
     }
 }
 
+/// One kernel, one coherent memory: containers of a host share its boot id.
+fn this_host() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    match boot.trim() {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        id => id.to_owned(),
+    }
+}
+
 impl Link {
     pub(crate) fn new(config: ClientConfig) -> Self {
-        // One kernel, one coherent memory: containers of a host share its boot id.
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let host = match boot.trim() {
-            "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            id => id.to_owned(),
-        };
         Self {
             owner: getpid(),
-            host,
+            host: config.host.clone().unwrap_or_else(this_host),
             start: Instant::now(),
+            sampler: Sampler::new(config.verify),
             state: Mutex::new(State::new(config.in_flight_max)),
             changed: Condvar::new(),
             watched: Watched::default(),
@@ -116,7 +122,7 @@ impl Link {
 
     /// Whether this is the process that connected. A forked child has a copy of all this, and the
     /// connection in common with its parent: it must not speak for it.
-    fn check_owner(&self) -> Result<(), ClientError> {
+    pub(crate) fn check_owner(&self) -> Result<(), ClientError> {
         if getpid() == self.owner { Ok(()) } else { Err(ClientError::SessionLost) }
     }
 

@@ -126,7 +126,13 @@ impl Model {
                 self.counters.sessions_closed += 1;
                 Answer::Done
             }
-            Body::Claim { .. } | Body::Suspect { .. } => Answer::Done,
+            Body::Claim { .. } => Answer::Done,
+            Body::Suspect { handles } => {
+                for handle in handles {
+                    self.suspect(id, *handle);
+                }
+                Answer::Done
+            }
             Body::Cleaned { handles } => {
                 for handle in handles {
                     self.cleaned(id, *handle);
@@ -373,12 +379,21 @@ impl Model {
         }
     }
 
-    /// A page was found bad. Says whether it was resident.
-    pub(crate) fn condemn(&mut self, handle: Handle) -> bool {
+    /// A page that its writer found bad is not used any more.
+    fn suspect(&mut self, id: SessionId, handle: Handle) {
+        if let Some(held) = self.reservation(id, handle) {
+            let session = self.sessions.get_mut(&id).expect("it asks");
+            session.reservations.remove(&handle.generation);
+            self.granted_stained.remove(&handle.generation);
+            self.damaged.push((handle, held.page_bytes));
+            self.counters.damaged += 1;
+        }
+    }
+
+    /// A page was found bad. Returns the key that it was resident under.
+    pub(crate) fn condemn(&mut self, handle: Handle) -> Option<Name> {
         let mut entries = self.entries.iter();
-        let Some((key, _)) = entries.find(|(_, entry)| entry.handle == handle) else {
-            return false;
-        };
+        let (key, _) = entries.find(|(_, entry)| entry.handle == handle)?;
         let key = *key;
         let entry = self.entries.remove(key).expect("it is there");
         self.counters.damaged += 1;
@@ -395,7 +410,7 @@ impl Model {
         } else {
             self.damaged.push(page);
         }
-        true
+        Some(key)
     }
 
     /// The return of the last pin counts as a use.

@@ -43,13 +43,17 @@ impl World {
                 Body::Holders { cursor: cursor_of(*cursor), limit: u32::from(*limit) }
             }
             Ask::Regions => Body::Regions,
+            Ask::Hosts => Body::Hosts,
             Ask::LetGo { session, right } => {
                 let (session, secret) = self.any_session(*session).unwrap_or((id, Secret([7; 16])));
                 let secret = if *right { secret } else { Secret([8; 16]) };
                 Body::LetGo { session, secret }
             }
             Ask::Goodbye => Body::Goodbye,
-            Ask::Suspect { handles } => Body::Suspect { handles: self.handles(id, handles, true) },
+            Ask::Suspect { handles } => {
+                let pinned = handles.first().is_none_or(|choice| choice % 4 > 0);
+                Body::Suspect { handles: self.handles(id, handles, pinned) }
+            }
             Ask::Cleaned { pages } => Body::Cleaned { handles: self.stained(pages) },
             Ask::HostGone { host } => {
                 Body::HostGone { host: ["moon", "mars", "venus"][usize::from(*host) % 3] }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use maru_directory::Millis;
 use maru_protocol::{
-    Answer, Body, Counters, EntryInfo, HolderInfo, HoldingKind, Location, RegionId, RegionInfo,
-    SessionInfo, Stats,
+    Answer, Body, Counters, EntryInfo, HolderInfo, HoldingKind, HostInfo, Location, RegionId,
+    RegionInfo, SessionInfo, Stats,
 };
 
 use crate::answers::Seen;
@@ -16,6 +16,12 @@ impl Model {
         let now = seen.now;
         match (body, seen.answer) {
             (Body::Regions, _) => Answer::Regions(self.region_infos()),
+            (Body::Hosts, Ok(Answer::Hosts(hosts))) => {
+                let mut seen = hosts.clone();
+                seen.sort_by(|a, b| a.host.cmp(&b.host));
+                assert_eq!(seen, self.host_infos(), "each host once");
+                Answer::Hosts(hosts.clone())
+            }
             (Body::Stats, Ok(Answer::Stats(stats))) => {
                 Answer::Stats(Box::new(self.stats(now, stats.counters)))
             }
@@ -78,6 +84,16 @@ impl Model {
             }
         }
         rows
+    }
+
+    fn host_infos(&self) -> Vec<HostInfo> {
+        let info = |host: &String| {
+            let sessions = self.sessions.values().filter(|session| session.host == *host).count();
+            let stained = self.stains.values().filter(|stain| stain.hosts.contains(host)).count();
+            let (sessions, pages_stained) = (sessions as u64, stained as u64);
+            HostInfo { host: host.clone(), sessions, pages_stained }
+        };
+        self.hosts.iter().map(info).collect()
     }
 
     fn region_infos(&self) -> Vec<RegionInfo> {

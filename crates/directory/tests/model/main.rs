@@ -64,6 +64,7 @@ fn ask() -> impl Strategy<Value = Ask> {
         1 => (n(), n(), n()).prop_map(|(prefix, cursor, limit)| Ask::List { prefix, cursor, limit }),
         1 => (n(), n()).prop_map(|(cursor, limit)| Ask::Holders { cursor, limit }),
         1 => Just(Ask::Regions),
+        1 => Just(Ask::Hosts),
         2 => (n(), b()).prop_map(|(session, right)| Ask::LetGo { session, right }),
         1 => Just(Ask::Goodbye),
         1 => few().prop_map(|handles| Ask::Suspect { handles }),

@@ -140,6 +140,7 @@ pub(crate) enum Ask {
     List { prefix: u8, cursor: u8, limit: u8 },
     Holders { cursor: u8, limit: u8 },
     Regions,
+    Hosts,
     LetGo { session: u8, right: bool },
     Goodbye,
     Suspect { handles: Vec<u8> },

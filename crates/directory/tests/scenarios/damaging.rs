@@ -1,6 +1,8 @@
 //! Chunks whose bytes are bad.
 
-use maru_protocol::{Answer, Body, Checksum, CommitItem, DeleteOutcome, ReleaseOutcome};
+use maru_protocol::{
+    Answer, Body, Checksum, CommitItem, CommitOutcome, DeleteOutcome, ReleaseOutcome,
+};
 
 use crate::pool::{MIB, Pool};
 
@@ -13,8 +15,8 @@ fn a_bad_chunk_is_a_miss_and_its_page_is_not_used_again() {
     let look = pool.directory.next_look(false).unwrap();
     assert_eq!((look.handle, look.length, look.checksum), (handle, MIB, None));
     assert_eq!(pool.directory.next_look(false), None);
-    assert!(pool.directory.condemn(handle));
-    assert!(!pool.directory.condemn(handle), "once");
+    assert_eq!(pool.directory.condemn(handle).unwrap()[..], *b"k");
+    assert_eq!(pool.directory.condemn(handle), None, "once");
     assert_eq!(pool.acquire(a, "k"), None);
     let stats = pool.stats(a);
     assert_eq!((stats.pages_damaged, stats.counters.damaged), (1, 1));
@@ -39,7 +41,7 @@ fn who_pins_a_bad_chunk_keeps_it() {
     pool.acquire(b, "k");
     pool.acquire(b, "k");
     let writing = pool.grant(b, "other", MIB);
-    assert!(pool.directory.condemn(handle));
+    assert!(pool.directory.condemn(handle).is_some());
     assert_eq!(pool.acquire(b, "k"), None);
     assert_eq!(pool.delete(b, "k"), DeleteOutcome::Missing);
     let again = pool.store(b, "k").handle;
@@ -74,12 +76,47 @@ fn a_verdict_on_what_has_left_counts_for_nothing() {
     let a = pool.hello("a");
     let handle = pool.store(a, "k").handle;
     pool.delete(a, "k");
-    assert!(!pool.directory.condemn(handle));
+    assert_eq!(pool.directory.condemn(handle), None);
     let other = pool.store(a, "other").handle;
     assert_eq!(other.offset, handle.offset);
-    assert!(!pool.directory.condemn(handle));
+    assert_eq!(pool.directory.condemn(handle), None);
     pool.ask(a, Body::Suspect { handles: vec![handle] }).unwrap();
     assert_eq!(pool.directory.next_look(false), None);
+}
+
+#[test]
+fn a_page_that_its_writer_cannot_write_is_nobodys() {
+    let mut pool = Pool::new(2);
+    let (a, b) = (pool.hello_with_budget("a", 2 * MIB), pool.hello("b"));
+    let bad = pool.grant(a, "k", MIB);
+    pool.ask(b, Body::Suspect { handles: vec![bad] }).unwrap();
+    assert_eq!(pool.directory.next_look(false), None, "there is nothing to look at");
+    assert_eq!(pool.stats(a).pages_reserved, 1, "it is the writer who knows");
+    pool.ask(a, Body::Suspect { handles: vec![bad] }).unwrap();
+    let stats = pool.stats(a);
+    assert_eq!((stats.pages_reserved, stats.pages_damaged, stats.counters.damaged), (0, 1, 1));
+    assert_eq!(stats.sessions[0].instance_bytes, 0, "it is not charged with it");
+    assert_eq!(pool.commit(a, bad, MIB), CommitOutcome::NotReserved);
+    assert_eq!(pool.abort(a, bad), ReleaseOutcome::NotHeld);
+    // Of the two pages one is left, for the same key too.
+    let good = pool.store(a, "k").handle;
+    assert_ne!(good.offset, bad.offset);
+    pool.restart();
+    let c = pool.hello("c");
+    assert_eq!(pool.stats(c).pages_damaged, 1);
+}
+
+#[test]
+fn a_page_that_was_given_up_may_be_claimed_by_who_does_not_know_that_it_was_heard() {
+    let mut pool = Pool::new(4);
+    let a = pool.hello("a");
+    let (bad, other) = (pool.grant(a, "k", MIB), pool.grant(a, "other", MIB));
+    pool.ask(a, Body::Suspect { handles: vec![bad] }).unwrap();
+    pool.restart();
+    assert_eq!(pool.claim(a, 1, &[], &[(bad, "k"), (other, "other")]), Ok(Answer::Done));
+    pool.ask(a, Body::Suspect { handles: vec![bad, other] }).unwrap();
+    let stats = pool.stats(a);
+    assert_eq!((stats.pages_reserved, stats.pages_damaged), (0, 2));
 }
 
 #[test]

@@ -121,6 +121,17 @@ fn a_host_that_is_gone_holds_no_lines() {
 }
 
 #[test]
+fn hosts_are_listed_with_what_they_have() {
+    let (mut pool, here, there, _) = after_a_death(4);
+    pool.ask(here, Body::Goodbye).unwrap();
+    pool.tick(0);
+    pool.hello_from("third", "h3");
+    let Ok(Answer::Hosts(hosts)) = pool.ask(there, Body::Hosts) else { panic!("no hosts") };
+    let hosts = hosts.iter().map(|one| (one.host.as_str(), one.sessions, one.pages_stained));
+    assert_eq!(hosts.collect::<Vec<_>>(), [("h1", 0, 1), ("h2", 1, 0), ("h3", 1, 0)]);
+}
+
+#[test]
 fn stains_outlive_the_server() {
     let (mut pool, here, there, handle) = after_a_death(2);
     restarted(&mut pool, here, there, &[]);

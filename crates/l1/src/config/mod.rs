@@ -116,7 +116,7 @@ impl MaruL1Config {
             budget_bytes: if self.auto_expand { 0 } else { self.pool_bytes },
             in_flight_max: self.in_flight_max,
             eager_map: self.eager_map,
-            device_paths: defaults.device_paths,
+            ..defaults
         }
     }
 }

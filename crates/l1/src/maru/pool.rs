@@ -119,7 +119,8 @@ impl Pool {
 
     /// Commits. `None` where it is not known, or known not to be, stored.
     pub(super) fn commit(&self, pages: Vec<ReservedPage>) -> Vec<Option<Committed>> {
-        let stored = |one: &Committed| *one != Committed::NotReserved;
+        let stored =
+            |one: &Committed| matches!(one, Committed::Stored(_) | Committed::Superseded(_));
         self.each_batch(pages, |client, batch| {
             let committed = client.commit(batch)?.into_iter();
             Ok(committed.map(|one| Some(one).filter(stored)).collect())

@@ -11,7 +11,7 @@ use maru_memory::{
 };
 use uuid::Uuid;
 
-use crate::{MIB, create, map, shm_dir, spec};
+use crate::{MIB, create, map, media, shm_dir, spec};
 
 /// All of a file that a refusal must leave alone.
 #[derive(Debug, PartialEq)]
@@ -313,4 +313,15 @@ fn a_device_knows_the_epoch_it_was_served_in_last() {
     let ended = Device::open_owner(&path).unwrap();
     assert_eq!((ended.epoch(), ended.was_in_service()), (7, false));
     assert_eq!(inspect(&path).unwrap().epoch, 7);
+}
+
+/// The server died of it at its end.
+#[test]
+fn a_header_without_memory_is_an_error() {
+    let dir = shm_dir();
+    let mut device = create(&dir, "pool", 8 * MIB);
+    media::cut(&device, 0);
+    let error = device.end_service().unwrap_err();
+    assert!(matches!(error, DeviceError::Io { action: "write the header of", .. }), "{error}");
+    assert!(error.to_string().contains(device.path().to_str().unwrap()), "{error}");
 }

@@ -69,6 +69,15 @@ fn a_reader_drops_all() {
 }
 
 #[test]
+fn who_cleans_writes_all_back() {
+    let pool = Pool::new(CACHE_LINE);
+    pool.reaches_last(|| pool.mapping.clean(DATA_START, PAGE, 1));
+    pool.mapping.clean(DATA_START, PAGE, 1).unwrap();
+    let error = pool.mapping.clean(0, PAGE, 1).unwrap_err();
+    assert!(matches!(error, MappingError::OutOfBounds { .. }), "{error}");
+}
+
+#[test]
 fn dirty_ones_behind_what_is_published_too() {
     let pool = Pool::new(CACHE_LINE);
     let mut page = pool.write();

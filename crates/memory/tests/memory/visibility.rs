@@ -30,6 +30,7 @@ fn what_is_published_is_what_is_acquired() {
                 } else {
                     page.bytes_mut().copy_from_slice(&bytes);
                 }
+                assert_eq!(page.checksum(len).unwrap(), checksum(&bytes));
                 page.publish(len, generation.into()).unwrap();
                 page.write_back(generation.into()).unwrap();
                 drop(page);
@@ -51,8 +52,10 @@ fn no_more_than_the_page_is_published() {
     let device = create(&dir, "pool", 4 * MIB);
     for visibility in [Visibility::Coherent, CACHE_LINE] {
         let mapping = map_with(&device, visibility);
-        let error = mapping.write(DATA_START, 4096).unwrap().publish(4097, 1).unwrap_err();
-        assert!(matches!(error, MappingError::BeyondPage { page: 4096, len: 4097 }), "{error}");
+        let mut page = mapping.write(DATA_START, 4096).unwrap();
+        for error in [page.publish(4097, 1).unwrap_err(), page.checksum(4097).unwrap_err()] {
+            assert!(matches!(error, MappingError::BeyondPage { page: 4096, len: 4097 }), "{error}");
+        }
     }
 }
 
@@ -171,6 +174,22 @@ fn a_plugin_is_told_what_to_do() {
     let mut page = pool.mapping.write(OFFSET, 8192).unwrap();
     page.write_back(32).unwrap();
     pool.expect_calls(&[(1, &at(8, 8192, 32))]);
+    drop(page);
+
+    // Summed up as memory has it, though nothing was stored through the processor.
+    let mut page = pool.mapping.write(OFFSET, 8192).unwrap();
+    page.checksum(5000).unwrap();
+    pool.expect_calls(&[(1, &at(8, 8192, 0)), (2, &at(8, 8192, 0))]);
+    page.publish(5000, 33).unwrap();
+    pool.expect_calls(&[(1, &at(8, 5000, 33))]);
+    // After stores, these are what memory gets.
+    page.bytes_mut()[0] = 9;
+    page.checksum(5000).unwrap();
+    pool.expect_calls(&[]);
+
+    // Left by another: written back, never dropped unwritten.
+    pool.mapping.clean(OFFSET, 8192, 34).unwrap();
+    pool.expect_calls(&[(1, &at(9, 8192, 34))]);
 }
 
 #[test]

@@ -141,6 +141,18 @@ fn a_commit_without_an_answer_is_named_and_sent_again() {
     assert_eq!(counts.iter().sum::<u32>(), 5, "the one that pins pins");
 }
 
+/// The server may have heard of it before it was killed. If it has not, the page must not be anybody's.
+#[test]
+fn a_page_that_is_suspected_is_claimed_until_that_is_answered() {
+    let mut talk = holding();
+    let suspect = ask(&mut talk, ms(5), Body::Suspect { handles: handles(&[1, 3]) });
+    let claimed = restored(&mut talk, 6);
+    assert_eq!((claimed.reservations, claimed.then), (reservations(&[3, 4]), vec![suspect]));
+    done(&mut talk, suspect);
+    assert_eq!(talk.reservations().collect::<Vec<_>>(), handles(&[4]));
+    assert_eq!(talk.pins().count(), 2, "what is pinned stays pinned");
+}
+
 #[test]
 fn claims_that_were_cut_off_are_made_anew() {
     let mut talk = holding();
