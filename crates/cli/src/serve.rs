@@ -178,6 +178,8 @@ impl Serve {
             },
             directory: Config {
                 lease_ms: self.times.lease_ms,
+                // Nobody outlives its connection by more than its lease.
+                resume_ms: Config::default().resume_ms.min(self.times.lease_ms),
                 quarantine_ms: self.times.quarantine_ms,
                 sessions_max: self.times.sessions_max,
                 watermark_high_permille: self.times.watermark_high,

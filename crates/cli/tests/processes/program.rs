@@ -68,6 +68,13 @@ fn a_second_server_is_refused_and_the_first_goes_on() {
     assert!(serving.connect().is_some());
 }
 
+/// One below the time that a session outlives its connection was refused, in words of no flag.
+#[test]
+fn the_shortest_lease_is_taken() {
+    let serving = Serving::start("8MiB", &["--lease-ms", "100"]);
+    assert!(serving.connect().unwrap().stats().is_ok());
+}
+
 #[test]
 fn wrong_input_is_answered_with_what_to_do() {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
