@@ -1,5 +1,6 @@
 //! `cargo xtask`: what cargo alone does not know of this workspace.
 
+mod kill;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,9 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Kill and stop servers and instances of the release build at random moments, and check that
+    /// nothing is lost, wrong or left behind.
+    Kill(kill::Kill),
     /// Take the L1 managers' rules out one by one, and see whether their tests notice. Takes an hour;
     /// installs cargo-mutants if it is missing.
     Mutants,
@@ -54,6 +58,7 @@ fn main() -> anyhow::Result<()> {
         Task::Fuzz { seconds } => fuzz(seconds),
         Task::Conformance => conformance(),
         Task::Soak { seconds } => soak(seconds),
+        Task::Kill(kill) => kill.run(),
         Task::Mutants => mutants(),
         Task::Asan => asan(),
     }
