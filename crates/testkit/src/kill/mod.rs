@@ -35,7 +35,7 @@ pub struct Figures {
     pub instances_killed: u64,
     /// Servers killed under a running replay.
     pub servers_killed: u64,
-    /// Instances stopped and sent on.
+    /// Instances stopped while they held something, and sent on.
     pub instances_stopped: u64,
     /// Replays that ran to their end.
     pub replays: u64,

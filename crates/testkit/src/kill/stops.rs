@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use maru_client::{Client, Reserve, Reserved, ReservedPage};
-use maru_protocol::{HoldingKind, Key, Location, SessionId};
+use maru_protocol::{HolderInfo, HoldingKind, Key, Location, SessionId};
 use rustix::process::{Pid, Signal};
 
 use super::{Dice, Series, signal};
@@ -33,8 +33,8 @@ const BEYOND_LEASE_MS: [u64; 3] = [300, 800, 2500];
 const BATCH: u64 = 8;
 
 impl Series {
-    /// Stops instances at `stops` random moments for longer than their lease, sometimes for longer
-    /// than a quarantine, too.
+    /// Stops instances at `stops` random moments while they write or read, for longer than their
+    /// lease, sometimes for longer than a quarantine, too.
     pub fn stop_instances(&mut self, stops: u64) {
         self.stop_instances_of(&HASTY, stops - stops / 2);
         self.stop_instances_of(&PATIENT, stops / 2);
@@ -44,10 +44,13 @@ impl Series {
         let serving = self.serve(POOL, server);
         let watcher = serving.client();
         let goal = self.figures.instances_stopped + stops;
+        let mut attempts = 0;
         while self.figures.instances_stopped < goal {
             let mut replay = self.replay_large_pages(text(&serving.socket()), &watcher);
             while self.figures.instances_stopped < goal {
-                let mut dice = Dice::new(self.seed, self.figures.instances_stopped);
+                attempts += 1;
+                assert!(attempts < 10 + 2 * stops, "few who are stopped let go by themselves");
+                let mut dice = Dice::new(self.seed, self.figures.replays << 16 | attempts);
                 sleep(dice.time(&[300]));
                 let Some(stopped) = Stopped::one_of(&mut replay, &mut dice, &watcher) else {
                     break;
@@ -55,11 +58,13 @@ impl Series {
                 stopped.wait_for_end(&watcher);
                 let until = Instant::now() + dice.time(&BEYOND_LEASE_MS);
                 let pages_kept = stopped.press(&watcher, until);
-                stopped.go_on(&mut replay, &watcher);
-                self.count(|figures| {
-                    figures.instances_stopped += 1;
-                    figures.pages_kept += pages_kept;
-                });
+                // One that came to its end instead tells of nothing.
+                if stopped.go_on(&mut replay, &watcher) {
+                    self.count(|figures| {
+                        figures.instances_stopped += 1;
+                        figures.pages_kept += pages_kept;
+                    });
+                }
             }
             self.end_all_alive(replay, &watcher);
         }
@@ -93,28 +98,39 @@ pub(super) struct Stopped {
 }
 
 impl Stopped {
-    /// Stops one of a replay's instances; `None` if that is over.
+    /// Stops one of a replay's instances while it holds something, mostly pages to write to; `None` if
+    /// the replay is over.
     pub(super) fn one_of(
         replay: &mut Replaying,
         dice: &mut Dice,
         watcher: &Client,
     ) -> Option<Self> {
+        let writes = dice.below(4) > 0;
+        let is_wanted = |held: &HolderInfo| (held.kind == HoldingKind::Reservation) == writes;
         let victim = usize::try_from(dice.below(4)).expect("it is below 4");
         let instance = replay.instances.get(victim)?.clone();
-        if replay.is_over() || !signal(instance.pid, Signal::STOP) {
-            return None;
+        let held = || {
+            let holders = holders(watcher).into_iter();
+            holders.filter(|held| held.instance == instance.name).collect::<Vec<_>>()
+        };
+        loop {
+            wait_until("it holds something", || replay.is_over() || held().iter().any(is_wanted));
+            if replay.is_over() || !signal(instance.pid, Signal::STOP) {
+                return None;
+            }
+            wait_until("it is stopped", || is_stopped(instance.pid));
+            let stats = watcher.stats().expect("the server answers");
+            // All that it had asked for is answered by now.
+            let held = held();
+            if held.iter().any(is_wanted) {
+                let its = stats.sessions.iter().filter(|one| one.instance == instance.name);
+                let sessions = its.map(|one| one.session).collect();
+                let reserved = held.iter().filter(|held| held.kind == HoldingKind::Reservation);
+                let reserved = reserved.map(|held| range(&held.location)).collect();
+                return Some(Self { instance, sessions, reserved });
+            }
+            signal(instance.pid, Signal::CONT);
         }
-        wait_until("it is stopped", || is_stopped(instance.pid));
-        let stats = watcher.stats().expect("the server answers");
-        let its = stats.sessions.iter().filter(|one| one.instance == instance.name);
-        let sessions = its.map(|one| one.session).collect();
-        // All that it had asked for is answered by now.
-        let holders = watcher.holders(0, 4096).expect("the server answers").holders;
-        let reserved = holders
-            .into_iter()
-            .filter(|held| held.instance == instance.name && held.kind == HoldingKind::Reservation);
-        let reserved = reserved.map(|held| range(&held.location)).collect();
-        Some(Self { instance, sessions, reserved })
     }
 
     /// Waits until its session is over, and its pins with it.
@@ -123,7 +139,7 @@ impl Stopped {
             let sessions = watcher.stats().expect("the server answers").sessions;
             sessions.iter().all(|one| !self.sessions.contains(&one.session))
         });
-        let holders = watcher.holders(0, 4096).expect("the server answers").holders;
+        let holders = holders(watcher);
         assert!(holders.iter().all(|held| !self.sessions.contains(&held.session)), "{holders:?}");
     }
 
@@ -136,8 +152,7 @@ impl Stopped {
             assert!(stats.pages_quarantined >= kept, "{kept} are kept: {stats:#?}");
             let pages = reserve_all(watcher);
             self.assert_apart(pages.iter().map(ReservedPage::location));
-            let holders = watcher.holders(0, 4096).expect("the server answers").holders;
-            self.assert_apart(holders.iter().map(|held| held.location));
+            self.assert_apart(holders(watcher).iter().map(|held| held.location));
             let entries = watcher.list(b"", 0, 4096).expect("the server answers").entries;
             self.assert_apart(entries.iter().map(|entry| entry.location));
             drop(pages);
@@ -157,23 +172,28 @@ impl Stopped {
         }
     }
 
-    /// Has it go on: it is let in again, and lets go of what it had.
-    pub(super) fn go_on(self, replay: &mut Replaying, watcher: &Client) {
+    /// Has it go on: it is let in again, and lets go of what it had. Whether it did so itself, rather
+    /// than by coming to its end.
+    pub(super) fn go_on(self, replay: &mut Replaying, watcher: &Client) -> bool {
         assert!(signal(self.instance.pid, Signal::CONT), "it is there");
-        wait_until("it comes back", || {
-            let sessions = watcher.stats().expect("the server answers").sessions;
-            let back = sessions.iter().any(|one| one.instance == self.instance.name);
-            back || replay.is_over()
+        let mut let_go = false;
+        wait_until("it comes back and lets go", || {
+            let stats = watcher.stats().expect("the server answers");
+            let is_back = stats.sessions.iter().any(|one| one.instance == self.instance.name);
+            let_go = is_back && stats.pages_quarantined == 0;
+            let_go || replay.is_over()
         });
-        wait_until("it lets go", || {
-            watcher.stats().expect("the server answers").pages_quarantined == 0
-        });
+        let_go
     }
 }
 
 fn is_stopped(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     stat.is_ok_and(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T")))
+}
+
+fn holders(client: &Client) -> Vec<HolderInfo> {
+    client.holders(0, 4096).expect("the server answers").holders
 }
 
 /// All pages that there are to be had.
