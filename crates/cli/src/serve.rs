@@ -191,7 +191,7 @@ impl Serve {
         let mut reading = Reading::default();
         let server = Server::start_and_tell(&config, &mut |progress| reading.tell(progress))?;
         drop(reading);
-        tell_what_was_found(server.found());
+        tell_what_was_found(&server);
         let stopper = server.stopper();
         let mut signals = Signals::new(signals::ending()).context("cannot wait for signals")?;
         std::thread::spawn(move || {
@@ -211,8 +211,8 @@ impl Serve {
     }
 }
 
-fn tell_what_was_found(found: Found) {
-    match found {
+fn tell_what_was_found(server: &Server) {
+    match server.found() {
         Found::Store { entries, sessions, torn_bytes } => tracing::info!(
             entries = output::count(entries),
             sessions,
@@ -220,13 +220,18 @@ fn tell_what_was_found(found: Found) {
             "the store was read: its chunks are found again, and its sessions may come back"
         ),
         Found::NewPool => {}
-        Found::StoreGone => tracing::warn!(
-            "the pool was served before and its store is gone: it starts empty, and grants no page \
-             until whoever wrote to it before has had the time of a quarantine"
-        ),
+        Found::StoreGone => {
+            tracing::warn!("the pool was served before and its store is gone: it starts empty");
+        }
         Found::Nothing => {
             tracing::warn!("--durability=none: what instances store is gone when this server ends");
         }
+    }
+    if server.withholds() {
+        tracing::warn!(
+            "somebody may still write to the pool, and no store tells where: no page is granted for \
+             the time of a quarantine"
+        );
     }
 }
 
