@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use maru_memory::{Device, PoolMapping, Populate, View};
+use maru_memory::{Device, PoolMapping, Populate, View, Visibility};
 use maru_protocol::Topology;
 
 use crate::{ClientConfig, ClientError};
@@ -21,7 +21,8 @@ impl Memory {
     /// its UUID tells.
     pub(crate) fn map(topology: &Topology, config: &ClientConfig) -> Result<Self, ClientError> {
         let elsewhere = &config.device_paths;
-        let mapping = Arc::new(PoolMapping::new(topology.address_space_bytes)?);
+        let mapping = PoolMapping::new(topology.address_space_bytes, Visibility::Coherent)?;
+        let mapping = Arc::new(mapping);
         for placed in &topology.devices {
             let found = elsewhere.iter().find_map(|path| Device::open(path, placed.uuid).ok());
             let device = match found {

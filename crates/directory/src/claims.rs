@@ -13,14 +13,14 @@
 use std::collections::BTreeSet;
 
 use maru_protocol::{
-    Answer, Body, CommitOutcome, Handle, PinClaim, Refusal, ReservationClaim, SessionId,
+    Answer, Body, CommitOutcome, Handle, PinClaim, Refusal, ReservationClaim, SessionId, Visibility,
 };
 
-use crate::ids::PageAt;
+use crate::ids::{HostId, PageAt};
 use crate::pages::{PageState, Why};
 use crate::record::Record;
-use crate::sessions::{Vanished, Writer};
-use crate::stains::Hosts;
+use crate::sessions::Writer;
+use crate::stains::{Hosts, numbers};
 use crate::{Directory, Millis, ProcessId};
 
 /// What a restarted directory still waits for.
@@ -40,8 +40,13 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    pub(crate) fn new(awaited: BTreeSet<SessionId>, since: Millis) -> Self {
-        Self { awaited, since, ..Self::default() }
+    pub(crate) fn new(awaited: BTreeSet<SessionId>, since: Millis, hosts: Hosts) -> Self {
+        Self { awaited, since, hosts, ..Self::default() }
+    }
+
+    /// What is recorded of pages that nobody has claimed.
+    pub(crate) fn record(&self) -> Record<'static> {
+        Record::Unclaimed { hosts: numbers(&self.hosts) }
     }
 
     /// Whether somebody may hold pins that are not known.
@@ -61,14 +66,15 @@ impl Claims {
 
 impl Directory {
     /// What sessions of before hold is not known, and cannot be: no page is granted as long as any
-    /// writer among them may live, by the clock of a quarantine.
+    /// of them may live, and then its writer, by the clock of a quarantine.
     pub fn withhold(&mut self, now: Millis) {
-        self.claims.withheld_until = Some(now + self.config.quarantine_ms);
+        self.claims.withheld_until = Some(now + self.config.lease_ms + self.config.quarantine_ms);
         self.pages.journal.write(&Record::Withheld { withheld: true });
     }
 
     /// For how long yet nothing is granted, in milliseconds.
-    pub(crate) fn withheld_ms(&self, now: Millis) -> u64 {
+    #[must_use]
+    pub fn withheld_ms(&self, now: Millis) -> u64 {
         self.claims.withheld_until.map_or(0, |until| until - now)
     }
 
@@ -176,8 +182,10 @@ impl Directory {
         if committing.is_some_and(|seq| session.replies.kept.contains_key(&seq)) {
             return Ok(());
         }
+        let host = session.host;
         let page = self.pages.place(handle).filter(|at| {
             self.pages.get(*at).state == PageState::Quarantined(Why::Unclaimed)
+                && self.stains.may_be_held(*at, host)
                 && handle.generation.0 < self.pages.first_generation()
         });
         let Some(page) = page else {
@@ -222,36 +230,48 @@ impl Directory {
         };
         match session.writer {
             Writer::MayWrite => self.vanish(now, id, |vanished| vanished.unclaimed = true),
-            Writer::Dead => drop(self.claims.hosts.insert(session.host)),
-            Writer::Done => {}
+            writer => self.claims_settled(writer, session.host),
         }
     }
 
-    /// A vanished writer is over that could have written to unclaimed pages.
-    pub(crate) fn claims_settled(&mut self, vanished: &Vanished) {
-        if vanished.writer < Writer::Done {
-            self.claims.hosts.insert(vanished.host);
+    /// A writer is over that could have written to unclaimed pages.
+    pub(crate) fn claims_settled(&mut self, writer: Writer, host: HostId) {
+        let hosts = writer.leaves_lines_on(host);
+        if self.config.visibility == Visibility::CacheLine && !hosts.is_subset(&self.claims.hosts) {
+            self.claims.hosts.extend(hosts);
+            self.pages.journal.write(&self.claims.record());
         }
     }
 
     /// Makes unclaimed pages vacant once nobody can claim them, looking at no more than `work` pages.
     /// Returns at how many.
     pub(crate) fn sweep_unclaimed(&mut self, work: u32) -> u32 {
-        if self.pages.reasons.unclaimed == 0 {
+        if self.pages.reasons.unclaimed == 0 && self.claims.hosts.is_empty() {
             return 0;
         }
-        let waiting = self.claims.are_open()
-            || self.sessions.vanished.values().any(|vanished| vanished.unclaimed);
+        if self.unclaimed_matter() {
+            return 0;
+        }
         let mut done = 0;
-        while !waiting && done < work && self.pages.reasons.unclaimed > 0 {
+        while done < work && self.pages.reasons.unclaimed > 0 {
             done += 1;
             if let Some(at) = self.pages.step(&mut self.claims.sweep)
                 && self.pages.get(at).state == PageState::Quarantined(Why::Unclaimed)
             {
                 let hosts = self.claims.hosts.clone();
-                self.vacate_page(at, false, &hosts);
+                self.vacate_page(at, &hosts);
             }
         }
+        if self.pages.reasons.unclaimed == 0 && !self.claims.hosts.is_empty() {
+            self.claims.hosts.clear();
+            self.pages.journal.write(&self.claims.record());
+        }
         done
+    }
+
+    /// Whether sessions of before a restart may come back, or their writers may still write.
+    pub(crate) fn unclaimed_matter(&self) -> bool {
+        let mut vanished = self.sessions.vanished.values();
+        self.claims.are_open() || vanished.any(|vanished| vanished.unclaimed)
     }
 }

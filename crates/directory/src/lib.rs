@@ -15,6 +15,8 @@ mod entries;
 mod eviction;
 mod ids;
 mod pages;
+#[cfg(feature = "plant")]
+mod plant;
 mod reading;
 mod reclaim;
 mod record;

@@ -213,6 +213,11 @@ impl Pages {
         self.first_generation
     }
 
+    #[cfg(feature = "plant")]
+    pub(crate) fn repeat_generation(&mut self) {
+        self.next_generation = self.next_generation.saturating_sub(1).max(self.first_generation);
+    }
+
     pub(crate) const fn next_generation(&self) -> u64 {
         self.next_generation
     }
@@ -366,12 +371,13 @@ impl Pages {
         if let Some(count) = self.reasons.count(to) {
             *count += 1;
         }
-        // What no record tells of is vacant in any case.
+        // Records tell of nothing else. A page that is free again may have been stained when it was
+        // granted.
         let told = matches!(
             from,
             PageState::Resident(_) | PageState::Quarantined(Why::Writer | Why::Stained)
         );
-        if told && matches!(to, PageState::Free | PageState::Reserved(_)) {
+        if told && to == PageState::Free {
             self.journal.write(&Record::Vacated { page: at });
         }
         let class = self.classes.get_mut(&region.page_bytes);

@@ -6,7 +6,6 @@ use crate::ids::InstanceId;
 use crate::pages::{PageState, Why};
 use crate::record::Record;
 use crate::sessions::{Phase, Sessions, Vanished, Writer};
-use crate::stains::Hosts;
 use crate::{Directory, Millis, ProcessId, rules};
 
 /// States looked at by the sampled check of the rules, each tick.
@@ -179,11 +178,12 @@ impl Directory {
                 continue;
             };
             self.sessions.instance_mut(session.instance).sessions -= 1;
-            self.pages.journal.write(&if self.sessions.vanished.contains_key(&id) {
-                Record::Drained { session: id }
-            } else {
-                Record::Forgotten { session: id }
-            });
+            match self.sessions.vanished.get(&id) {
+                None => self.pages.journal.write(&Record::Forgotten { session: id }),
+                // It stays recorded as one whose pages are not all known.
+                Some(vanished) if vanished.unclaimed => {}
+                Some(_) => self.pages.journal.write(&Record::Drained { session: id }),
+            }
             self.forget_if_idle(session.instance);
         }
         done
@@ -217,7 +217,7 @@ impl Directory {
             self.counters.quarantined += 1;
         } else {
             self.discharge(instance, self.pages.page_bytes(page));
-            self.vacate_page(page, writer == Writer::Done, &Hosts::from([host]));
+            self.vacate_page(page, &writer.leaves_lines_on(host));
         }
         true
     }
@@ -244,14 +244,14 @@ impl Directory {
         for id in over {
             while let Some(vanished) = self.sessions.vanished.get_mut(&id) {
                 let (instance, host) = (vanished.instance, vanished.host);
-                let writer_done = vanished.writer == Writer::Done;
+                let hosts = vanished.writer.leaves_lines_on(host);
                 if vanished.pages.is_empty() {
                     self.end_one_vanished(id);
                 } else if done == work {
                     return done;
                 } else if let Some(page) = vanished.pages.pop() {
                     self.discharge(instance, self.pages.page_bytes(page));
-                    self.vacate_page(page, writer_done, &Hosts::from([host]));
+                    self.vacate_page(page, &hosts);
                     done += 1;
                 }
             }
@@ -264,7 +264,7 @@ impl Directory {
             return;
         };
         if vanished.unclaimed {
-            self.claims_settled(&vanished);
+            self.claims_settled(vanished.writer, vanished.host);
         }
         if !self.sessions.live.contains_key(&id) {
             self.pages.journal.write(&Record::Forgotten { session: id });

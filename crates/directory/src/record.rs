@@ -135,6 +135,11 @@ pub enum Record<'a> {
         /// The answer.
         result: Result<Answer, Refusal>,
     },
+    /// Caches of these hosts may hold lines of any page that no other record tells of.
+    Unclaimed {
+        /// The hosts. None: of no page any more.
+        hosts: Vec<u32>,
+    },
     /// Whether nothing is granted, since it is not known what sessions of before hold.
     Withheld {
         /// It is so.

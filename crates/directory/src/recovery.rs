@@ -74,6 +74,8 @@ pub struct Recovery {
     sessions: BTreeMap<SessionId, Known>,
     /// Above all generations that are recorded.
     next_generation: u64,
+    /// Whose caches may hold lines of pages that nothing is known of.
+    unclaimed: Vec<u32>,
     withheld: bool,
 }
 
@@ -139,6 +141,10 @@ impl Names {
     fn index(&self, what: &'static str, number: u32) -> Result<u32, RecoveryError> {
         self.numbers.get(&number).copied().ok_or(RecoveryError::Nameless { what, number })
     }
+
+    fn indices(&self, what: &'static str, numbers: &[u32]) -> Result<Vec<u32>, RecoveryError> {
+        numbers.iter().map(|number| self.index(what, *number)).collect()
+    }
 }
 
 /// A session of before.
@@ -180,6 +186,7 @@ impl Recovery {
             budgets: HashMap::new(),
             sessions: BTreeMap::new(),
             next_generation: 0,
+            unclaimed: Vec::new(),
             withheld: false,
         })
     }
@@ -215,8 +222,7 @@ impl Recovery {
                 self.set(page, generation, Slot::Quarantined(generation, session))?;
             }
             Record::Stained { page, generation, hosts } => {
-                let hosts = hosts.iter().map(|host| self.hosts.index("host", *host));
-                let hosts = hosts.collect::<Result<_, _>>()?;
+                let hosts = self.hosts.indices("host", &hosts)?;
                 self.set(page, generation, Slot::Stained(generation, hosts))?;
             }
             Record::Damaged { page } => *self.slot(page)? = Slot::Damaged,
@@ -226,6 +232,7 @@ impl Recovery {
                     known.replies.kept.insert(seq, Kept { result, durable: true, pins });
                 }
             }
+            Record::Unclaimed { hosts } => self.unclaimed = self.hosts.indices("host", &hosts)?,
             Record::Withheld { withheld } => self.withheld = withheld,
         }
         Ok(())
@@ -375,9 +382,10 @@ impl Recovery {
         let recorded = !std::mem::replace(&mut directory.pages.journal.off, true);
         let (instances, hosts) = self.name_all(&mut directory);
         let awaited = self.restore_sessions(&mut directory, now, &instances, &hosts);
-        let unknown = !awaited.is_empty()
-            || directory.sessions.vanished.values().any(|vanished| vanished.unclaimed);
-        directory.claims = Claims::new(awaited, now);
+        let unclaimed: Hosts = self.unclaimed.iter().map(|host| hosts[*host as usize]).collect();
+        let settled = unclaimed.is_empty();
+        directory.claims = Claims::new(awaited, now, unclaimed);
+        let unknown = !settled || directory.unclaimed_matter();
         let mut chunks = Vec::new();
         let mut regions = Vec::new();
         for (region, state) in (0..).zip(std::mem::take(&mut self.regions)) {
@@ -419,6 +427,7 @@ impl Recovery {
         let sessions = self.sessions.values();
         let sessions = sessions.map(|known| (known.record.instance, known.record.host));
         let mut used: (BTreeSet<u32>, BTreeSet<u32>) = chunks.chain(sessions).unzip();
+        used.1.extend(&self.unclaimed);
         for slot in self.regions.iter().flat_map(|region| &region.slots) {
             if let Slot::Stained(_, hosts) = slot {
                 used.1.extend(hosts);
@@ -513,12 +522,20 @@ fn vacant_pages(
                     return vacant;
                 };
                 vanished.pages.push(at);
+                // It may have been stained when it was granted.
+                directory.stains.keep(at, Hosts::from([vanished.host]));
                 (generation, Why::Writer)
             }
             Slot::Stained(generation, of) => {
                 let of: Hosts = of.iter().map(|host| hosts[*host as usize]).collect();
-                directory.stains.insert(of, state.page_bytes, at);
-                (generation, Why::Stained)
+                if unknown {
+                    // It may be granted to its host.
+                    directory.stains.keep(at, of);
+                    (generation, Why::Unclaimed)
+                } else {
+                    directory.stains.insert(of, state.page_bytes, at);
+                    (generation, Why::Stained)
+                }
             }
             Slot::Damaged => (Generation(0), Why::Damaged),
         };
@@ -594,15 +611,17 @@ impl Directory {
                 add(Record::Cut { region, page_bytes: state.page_bytes });
             }
         }
+        add(self.claims.record());
+        for (page, hosts) in self.stains.iter().chain(self.stains.kept()) {
+            let generation = self.pages.get(page).generation;
+            add(Record::Stained { page, generation, hosts: numbers(hosts) });
+        }
+        // After what a page was stained with when it was granted.
         for (session, vanished) in &self.sessions.vanished {
             for page in &vanished.pages {
                 let generation = self.pages.get(*page).generation;
                 add(Record::Quarantined { page: *page, generation, session: *session });
             }
-        }
-        for (page, hosts) in self.stains.iter() {
-            let generation = self.pages.get(page).generation;
-            add(Record::Stained { page, generation, hosts: numbers(hosts) });
         }
         self.add_damaged(&mut add);
         bytes

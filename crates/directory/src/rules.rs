@@ -281,7 +281,16 @@ fn reasons_are_counted(directory: &Directory) -> Checked {
     let stained = stains.filter(|(at, hosts)| {
         directory.pages.get(*at).state == PageState::Quarantined(Why::Stained) && !hosts.is_empty()
     });
+    let kept_stains = directory.stains.kept().all(|(at, hosts)| {
+        let state = directory.pages.get(at).state;
+        let held = matches!(
+            state,
+            PageState::Reserved(_) | PageState::Quarantined(Why::Writer | Why::Unclaimed)
+        );
+        held && !hosts.is_empty()
+    });
     let agreed = found == directory.pages.reasons
+        && kept_stains
         && of_writers == kept as u64
         && found.stained == stained.count() as u64;
     holds(Rule::NoLateWriter, agreed, || {
@@ -404,13 +413,12 @@ impl Snapshot {
         });
         let hosts = live().map(|(id, session)| (*id, sessions.host(session.host).to_owned()));
         let queues = pages.classes.values().flat_map(|class| &class.queues);
-        let vanished = sessions.vanished.values();
         Self {
             pages: owners(directory),
             entries: residents.collect(),
             pins: pins.collect(),
             hosts: hosts.collect(),
-            unclaimed_matter: directory.claims.are_open() || { vanished }.any(|one| one.unclaimed),
+            unclaimed_matter: directory.unclaimed_matter(),
             next_generation: pages.next_generation(),
             coldest: queues.map(|queue| directory.policy.coldest(queue.id)).collect(),
         }

@@ -9,6 +9,7 @@ use maru_protocol::{Answer, Refusal, Secret, SessionId};
 use crate::Millis;
 use crate::ids::{EntryId, HostId, InstanceId, PageAt, ReservationId};
 use crate::record::{ProcessId, Record};
+use crate::stains::Hosts;
 
 /// What outlives the sessions of one name: what it has written.
 #[derive(Debug)]
@@ -63,6 +64,13 @@ pub(crate) enum Writer {
     Dead,
     /// It said that it writes no more, and has written back all that it wrote.
     Done,
+}
+
+impl Writer {
+    /// The hosts whose caches may hold lines of what it wrote, once it is over.
+    pub(crate) fn leaves_lines_on(self, host: HostId) -> Hosts {
+        if self == Self::Done { Hosts::new() } else { Hosts::from([host]) }
+    }
 }
 
 /// One connected instance: its lease, reservations, pins and owed replies.

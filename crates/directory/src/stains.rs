@@ -3,8 +3,10 @@
 //! Between hosts that are not coherent, a writer that died or was cut off leaves what it wrote in its
 //! host's caches. Any time later these lines may be written back, over whatever lies there then. So
 //! the page is vacant, and is granted only to that host itself, whose caches know of its lines, until
-//! the host has written them back.
+//! the host has written them back. A grant alone is no proof of that: only if the page is committed
+//! are its lines written back; if it is given up, it is as it was.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use foldhash::fast::FixedState;
@@ -26,6 +28,8 @@ pub(crate) type Hosts = BTreeSet<HostId>;
 #[derive(Debug, Default)]
 pub(crate) struct Stains {
     pages: BTreeMap<(Hosts, u64), IndexSet<PageAt, FixedState>>,
+    /// Those that are not vacant: granted to their host, and neither committed nor given up since.
+    kept: BTreeMap<PageAt, Hosts>,
     /// Hosts whose caches hold nothing any more, for the ticks to come.
     gone: Hosts,
 }
@@ -63,7 +67,28 @@ impl Stains {
         let key = (Hosts::from([host]), page_bytes);
         let at = self.pages.get(&key)?.last().copied()?;
         self.remove(&key, at);
+        self.kept.insert(at, key.0);
         Some(at)
+    }
+
+    /// A page that is not vacant was or may have been stained when it was granted.
+    pub(crate) fn keep(&mut self, at: PageAt, hosts: Hosts) {
+        self.kept.insert(at, hosts);
+    }
+
+    /// Whether a page that is not vacant may have been granted to this host.
+    pub(crate) fn may_be_held(&self, at: PageAt, host: HostId) -> bool {
+        self.kept.get(&at).is_none_or(|hosts| hosts.iter().eq([&host]))
+    }
+
+    /// A page was committed, so all its lines are written back. Says whether it was stained.
+    pub(crate) fn committed(&mut self, at: PageAt) -> bool {
+        self.kept.remove(&at).is_some()
+    }
+
+    /// Pages that are not vacant and are stained once they are, with their hosts.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (PageAt, &Hosts)> {
+        self.kept.iter().map(|(at, hosts)| (*at, hosts))
     }
 
     fn key_of(&self, at: PageAt) -> Option<&(Hosts, u64)> {
@@ -78,15 +103,19 @@ impl Stains {
 }
 
 impl Directory {
-    /// Makes a page vacant whose writer is over. If what it wrote may not all be in memory, the page
-    /// is stained.
-    pub(crate) fn vacate_page(&mut self, at: PageAt, writer_done: bool, hosts: &Hosts) {
-        if writer_done || self.config.visibility == Visibility::Coherent || hosts.is_empty() {
+    /// Makes a page vacant. If caches of `hosts` may hold lines of it, or if it was stained when it was
+    /// granted, it is stained.
+    pub(crate) fn vacate_page(&mut self, at: PageAt, hosts: &Hosts) {
+        let mut hosts = Cow::Borrowed(hosts);
+        if let Some(kept) = self.stains.kept.remove(&at) {
+            hosts.to_mut().extend(kept);
+        }
+        if self.config.visibility == Visibility::Coherent || hosts.is_empty() {
             self.pages.set(at, PageState::Free);
         } else {
             self.pages.set(at, PageState::Quarantined(Why::Stained));
-            self.stains.insert(hosts.clone(), self.pages.page_bytes(at), at);
-            self.record_stain(at, hosts);
+            self.record_stain(at, &hosts);
+            self.stains.insert(hosts.into_owned(), self.pages.page_bytes(at), at);
         }
     }
 

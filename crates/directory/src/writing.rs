@@ -11,6 +11,7 @@ use crate::ids::{EntryId, InstanceId, PageAt, QueueId, ReservationId};
 use crate::pages::{PageState, Pages};
 use crate::record::Record;
 use crate::sessions::{Reservation, Session};
+use crate::stains::Hosts;
 use crate::{Directory, Millis};
 
 impl Directory {
@@ -205,6 +206,9 @@ impl Directory {
         let entry = self.unlink(reservation).entry;
         let winner = self.entries.get(entry).resident;
         if let Some(winner) = winner {
+            if self.stains.committed(page) {
+                self.pages.journal.write(&Record::Vacated { page });
+            }
             self.free(page, id);
             self.counters.superseded += 1;
             self.pin(now, id, entry, pins);
@@ -232,6 +236,7 @@ impl Directory {
         let queue = self.queue_of(page, writer);
         let checksum = item.checksum;
         let resident = Resident { page, length, writer, host, queue, touched: now, checksum };
+        self.stains.committed(page);
         self.pages.set(page, PageState::Resident(entry));
         self.pages.queue_mut(page, queue).evictable += 1;
         self.pages.region_mut(page).touched = now;
@@ -260,13 +265,13 @@ impl Directory {
         Chunk { location: self.location(resident), checksum: resident.checksum, foreign }
     }
 
-    /// Frees a page that `id`'s instance reserved or wrote.
+    /// Frees a page that `id`'s instance reserved, and whose lines its host has written back.
     fn free(&mut self, page: PageAt, id: SessionId) {
         let bytes = self.pages.page_bytes(page);
         if let Some(instance) = self.sessions.instance_of(id) {
             self.sessions.instance_mut(instance).charged_bytes -= bytes;
         }
-        self.pages.set(page, PageState::Free);
+        self.vacate_page(page, &Hosts::new());
     }
 
     pub(crate) fn abort(&mut self, id: SessionId, handle: Handle) -> ReleaseOutcome {

@@ -1,4 +1,4 @@
-//! What can go wrong with devices, mappings and arenas.
+//! What can go wrong with devices, mappings, plug-ins and arenas.
 
 use std::io;
 use std::path::PathBuf;
@@ -273,6 +273,98 @@ pub enum MappingError {
         page: u64,
         /// Length of the buffer in bytes.
         buffer: u64,
+    },
+    /// More is to be published than there is.
+    #[error(
+        "the page has {page} bytes, {len} cannot be published: a chunk is no longer than its page"
+    )]
+    BeyondPage {
+        /// Length of the page in bytes.
+        page: u64,
+        /// How many were to be published.
+        len: u64,
+    },
+    /// The pool's memory failed under a load or a store.
+    #[error(
+        "the memory of {} failed at pool offset {offset:#x}: {}", .path.display(), failed(*.damaged)
+    )]
+    Media {
+        /// The device.
+        path: PathBuf,
+        /// Pool offset in bytes of what failed, or of the first byte of the page in what failed.
+        offset: u64,
+        /// Whether the memory is damaged. Otherwise there is none.
+        damaged: bool,
+    },
+    /// The memory of a buffer failed while it was copied from or to.
+    #[error(
+        "the memory of the buffer failed (it belongs to a file that was cut off, or is damaged), not \
+         the pool's: give it up, and take another one"
+    )]
+    Buffer,
+    /// A plug-in did not do what it was asked for.
+    #[error(
+        "the visibility library {} could not {operation} the page at pool offset {offset:#x}: {}; \
+         the page must not be used", .path.display(), plugin_status(*.status)
+    )]
+    Plugin {
+        /// The library.
+        path: PathBuf,
+        /// `"publish"` or `"acquire"`.
+        operation: &'static str,
+        /// Pool offset in bytes of the page.
+        offset: u64,
+        /// What it returned.
+        status: i32,
+    },
+}
+
+fn failed(damaged: bool) -> &'static str {
+    if damaged {
+        "it is damaged (the kernel has marked it as poisoned); what was there is lost, and the \
+         device should be taken out of use"
+    } else {
+        "there is none (the file was cut off, or its file system is full); bring the device back \
+         whole, or make room"
+    }
+}
+
+/// A negative `errno` in words.
+fn plugin_status(status: i32) -> String {
+    match status.checked_neg() {
+        Some(errno @ 1..4096) => io::Error::from_raw_os_error(errno).to_string(),
+        _ => format!("status {status}"),
+    }
+}
+
+/// Why a plug-in was not loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PluginError {
+    /// The path could lead to any library.
+    #[error("{} is no absolute path: give the visibility library with its whole path", .path.display())]
+    NotAbsolute {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The library does not load.
+    #[error("cannot load the visibility library {}: {reason}", .path.display())]
+    Load {
+        /// The library.
+        path: PathBuf,
+        /// What the dynamic linker said.
+        reason: String,
+    },
+    /// The library is another one.
+    #[error(
+        "{} is no visibility library: it does not export `{symbol}`; take one that is made for this \
+         interface", .path.display()
+    )]
+    Symbol {
+        /// The library.
+        path: PathBuf,
+        /// The function that it ought to have.
+        symbol: &'static str,
     },
 }
 

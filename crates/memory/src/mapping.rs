@@ -1,41 +1,25 @@
-//! A pool as one range of addresses, and the pages that are handed out of it.
+//! A pool as one range of addresses.
 //!
 //! Every device is mapped whole, twice: into a read-only view, from which [`PageView`]s come, and
 //! into a writable view, from which [`PageMut`]s come. Both lay the devices out by pool offset, so
 //! a page is `base + offset` in either. A stray store through a reader's pointer faults instead of
 //! changing somebody else's page. The writable view is kept out of forked children: one that lived
 //! on would write under a session that the directory thinks ended with its parent.
-//!
-//! # Why these slices are sound
-//!
-//! `&[u8]` promises that the bytes do not change, `&mut [u8]` that nobody else looks, and other
-//! processes map the same memory. What upholds the promises is the directory, by its rules:
-//!
-//! * a page is free, reserved by one session, or resident under one key (rule 1), and a key
-//!   resolves only after its writer is done with the page (rule 2): nobody reads what is being
-//!   written;
-//! * a pinned page is neither freed nor granted again, whoever asks (rule 3): nobody writes what is
-//!   being read;
-//! * a page whose writer vanished is not granted before that writer is known to be gone (rule 7).
-//!
-//! So [`PoolMapping::read`] is for pages that the caller has pinned, for as long as the view lives,
-//! and [`PoolMapping::write`] for pages that it has reserved, until it commits. Within one process
-//! the mapping itself refuses a second [`PageMut`] over bytes that have one, so a mistake there is
-//! an error. It does not watch readers: that would cost two table updates a read. What remains is
-//! a caller that reads without a pin, or a process with write access to the memory that does not
-//! follow the protocol; against the latter no file mapping has a defence.
 #![allow(unsafe_code)]
 
-use std::fmt;
+use std::fs::File;
 use std::io;
-use std::slice;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::Device;
 use crate::error::MappingError;
 use crate::extents::Extents;
+use crate::guarded;
 use crate::header::DATA_START;
-use crate::range::{AddressRange, View, to_usize};
+use crate::page::{PageMut, PageView};
+use crate::range::{AddressRange, View};
+use crate::visibility::Visibility;
 
 /// Both views start at a multiple of this, the largest alignment that DAX devices and huge pages
 /// have on x86-64. Addresses cost nothing.
@@ -52,14 +36,26 @@ const DEVICE_ALIGNMENT: u64 = 2 << 20;
 pub struct PoolMapping {
     read: AddressRange,
     write: AddressRange,
-    devices: RwLock<Extents>,
-    writable: Mutex<Extents>,
+    visibility: Visibility,
+    devices: RwLock<Extents<Arc<MappedDevice>>>,
+    writable: Mutex<Extents<()>>,
+}
+
+/// What is kept of a mapped device.
+#[derive(Debug)]
+pub(crate) struct MappedDevice {
+    /// For plug-ins, which may have to ask its driver.
+    pub(crate) file: File,
+    /// For messages.
+    pub(crate) path: PathBuf,
 }
 
 impl PoolMapping {
     /// Reserves two ranges of `address_space_bytes`, rounded up to 2 MiB, without any memory. They
     /// cannot grow, so they should be as large as the pool may ever become; 1 TiB costs nothing.
-    pub fn new(address_space_bytes: u64) -> Result<Self, MappingError> {
+    ///
+    /// `visibility` is the pool's, the same for all its instances.
+    pub fn new(address_space_bytes: u64, visibility: Visibility) -> Result<Self, MappingError> {
         let too_large = io::ErrorKind::InvalidInput;
         let fail = |source| MappingError::Reserve { bytes: address_space_bytes, source };
         let bytes = address_space_bytes.max(1).checked_next_multiple_of(DEVICE_ALIGNMENT);
@@ -68,6 +64,7 @@ impl PoolMapping {
         Ok(Self {
             read: reserve()?,
             write: reserve()?,
+            visibility,
             devices: RwLock::default(),
             writable: Mutex::default(),
         })
@@ -97,13 +94,17 @@ impl PoolMapping {
         if let Some((other, _)) = devices.overlapping(offset, len) {
             return Err(MappingError::Overlap { path: path(), offset, len, other });
         }
+        let fail = |source| MappingError::Map { path: path(), offset, source };
+        let file = device.file().try_clone().map_err(fail)?;
+        guarded::install();
         self.map_both(device, offset).map_err(|errno| {
             // SAFETY: no device was there, so no page either. A failure leaves memory mapped that
             // nobody will use, which is harmless.
             let _ = unsafe { self.read.unmap(offset, len).and(self.write.unmap(offset, len)) };
-            MappingError::Map { path: path(), offset, source: errno.into() }
+            fail(errno.into())
         })?;
-        devices.insert(offset, len).expect("checked above, under the same lock");
+        let mapped = Arc::new(MappedDevice { file, path: path() });
+        devices.insert(offset, len, mapped).expect("checked above, under the same lock");
         Ok(())
     }
 
@@ -124,16 +125,21 @@ impl PoolMapping {
     /// The page of `len` bytes at pool offset `offset`, to read. The caller has pinned it.
     pub fn read(self: &Arc<Self>, offset: u64, len: u64) -> Result<PageView, MappingError> {
         self.check_page(offset, len)?;
-        Ok(PageView { mapping: Arc::clone(self), offset, len })
+        Ok(PageView::new(Arc::clone(self), offset, len))
     }
 
     /// The page of `len` bytes at pool offset `offset`, to write. The caller has reserved it.
     pub fn write(self: &Arc<Self>, offset: u64, len: u64) -> Result<PageMut, MappingError> {
         self.check_page(offset, len)?;
         self.writable()
-            .insert(offset, len)
+            .insert(offset, len, ())
             .map_err(|(other, _)| MappingError::AlreadyWritable { offset, len, other })?;
-        Ok(PageMut { mapping: Arc::clone(self), offset, len })
+        Ok(PageMut::new(Arc::clone(self), offset, len))
+    }
+
+    /// Takes back the right to the writable page at `offset`.
+    pub(crate) fn end_write(&self, offset: u64) {
+        self.writable().remove(offset);
     }
 
     fn check_page(&self, offset: u64, len: u64) -> Result<(), MappingError> {
@@ -170,6 +176,18 @@ impl PoolMapping {
         self.read.len()
     }
 
+    pub(crate) fn visibility(&self) -> &Visibility {
+        &self.visibility
+    }
+
+    /// The device of a page that was handed out, and the pool offset where it starts.
+    pub(crate) fn device_of(&self, page_offset: u64) -> (u64, Arc<MappedDevice>) {
+        let devices = self.devices();
+        let (start, device) =
+            devices.containing(page_offset, 0).expect("pages lie in devices, and devices stay");
+        (start, Arc::clone(device))
+    }
+
     pub(crate) fn view(&self, view: View) -> &AddressRange {
         match view {
             View::Read => &self.read,
@@ -177,120 +195,11 @@ impl PoolMapping {
         }
     }
 
-    fn devices(&self) -> RwLockReadGuard<'_, Extents> {
+    fn devices(&self) -> RwLockReadGuard<'_, Extents<Arc<MappedDevice>>> {
         self.devices.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writable(&self) -> MutexGuard<'_, Extents> {
+    fn writable(&self) -> MutexGuard<'_, Extents<()>> {
         self.writable.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A page to read. It keeps the mapping alive, but not the pin: that is the caller's.
-#[derive(Clone)]
-pub struct PageView {
-    mapping: Arc<PoolMapping>,
-    offset: u64,
-    len: u64,
-}
-
-impl PageView {
-    /// The bytes, where they are: nothing is copied.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the part is mapped readable for as long as `self.mapping` lives; the caller's pin
-        // keeps the bytes as they are (see the module documentation).
-        unsafe { slice::from_raw_parts(self.as_ptr(), to_usize(self.len)) }
-    }
-
-    /// Copies the page into `buffer`, which must be as long.
-    pub fn copy_to(&self, buffer: &mut [u8]) -> Result<(), MappingError> {
-        check_lengths(self.len, buffer)?;
-        buffer.copy_from_slice(self.bytes());
-        Ok(())
-    }
-
-    /// The address of the first byte, valid for loads while `self` lives.
-    #[must_use]
-    pub fn as_ptr(&self) -> *const u8 {
-        self.mapping.read.part(self.offset, self.len)
-    }
-
-    /// Its pool offset in bytes.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Its length in bytes; never zero.
-    #[must_use]
-    #[allow(clippy::len_without_is_empty, reason = "a page is never empty")]
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-}
-
-impl fmt::Debug for PageView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PageView({:#x}+{:#x})", self.offset, self.len)
-    }
-}
-
-/// A page to write. While it lives, its process gets no other one over the same bytes.
-pub struct PageMut {
-    mapping: Arc<PoolMapping>,
-    offset: u64,
-    len: u64,
-}
-
-impl PageMut {
-    /// The bytes, where they are: what is stored here is in the pool.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the part is mapped writable for as long as `self.mapping` lives. No other
-        // `PageMut` of this process overlaps it; others keep away while it is reserved (see the
-        // module documentation).
-        unsafe { slice::from_raw_parts_mut(self.as_mut_ptr(), to_usize(self.len)) }
-    }
-
-    /// Copies `buffer`, which must be as long, into the page.
-    pub fn copy_from(&mut self, buffer: &[u8]) -> Result<(), MappingError> {
-        check_lengths(self.len, buffer)?;
-        self.bytes_mut().copy_from_slice(buffer);
-        Ok(())
-    }
-
-    /// The address of the first byte, valid for loads and stores while `self` lives.
-    pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        self.mapping.write.part(self.offset, self.len)
-    }
-
-    /// Its pool offset in bytes.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Its length in bytes; never zero.
-    #[must_use]
-    #[allow(clippy::len_without_is_empty, reason = "a page is never empty")]
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-}
-
-impl Drop for PageMut {
-    fn drop(&mut self) {
-        self.mapping.writable().remove(self.offset);
-    }
-}
-
-impl fmt::Debug for PageMut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PageMut({:#x}+{:#x})", self.offset, self.len)
-    }
-}
-
-fn check_lengths(page: u64, buffer: &[u8]) -> Result<(), MappingError> {
-    let buffer = buffer.len() as u64;
-    if page == buffer { Ok(()) } else { Err(MappingError::LengthMismatch { page, buffer }) }
 }

@@ -262,14 +262,14 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::{Device, DeviceSpec, IfExists};
+    use crate::{Device, DeviceSpec, IfExists, Visibility};
 
     /// A new device of 8 MiB, mapped at 0.
     fn mapped() -> (tempfile::TempDir, Device, Arc<PoolMapping>) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let spec = DeviceSpec { path: dir.path().join("pool"), bytes: Some(8 << 20) };
         let device = Device::create(&spec, IfExists::Refuse).unwrap();
-        let mapping = Arc::new(PoolMapping::new(1 << 30).unwrap());
+        let mapping = Arc::new(PoolMapping::new(1 << 30, Visibility::Coherent).unwrap());
         mapping.add_device(&device, 0).unwrap();
         (dir, device, mapping)
     }

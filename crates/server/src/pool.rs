@@ -184,7 +184,12 @@ impl Pool {
         if let Some(mapping) = &self.mapping {
             return Ok(Arc::clone(mapping));
         }
-        let mapping = Arc::new(PoolMapping::new(self.topology.address_space_bytes)?);
+        let visibility = match self.topology.visibility {
+            Visibility::Coherent => maru_memory::Visibility::Coherent,
+            Visibility::CacheLine => maru_memory::Visibility::CacheLine { plugin: None },
+        };
+        let mapping = PoolMapping::new(self.topology.address_space_bytes, visibility)?;
+        let mapping = Arc::new(mapping);
         for (device, placed) in self.devices.iter().zip(&self.topology.devices) {
             mapping.add_device(device, placed.offset)?;
         }

@@ -128,7 +128,9 @@ impl Model {
             }
             Body::Claim { .. } | Body::Suspect { .. } => Answer::Done,
             Body::Cleaned { handles } => {
-                handles.iter().for_each(|handle| self.cleaned(id, *handle));
+                for handle in handles {
+                    self.cleaned(id, *handle);
+                }
                 Answer::Done
             }
             Body::HostGone { host } => {
@@ -199,6 +201,7 @@ impl Model {
         let order = self.next_use();
         let session = self.sessions.get_mut(&id).expect("it asks");
         session.reservations.remove(&item.handle.generation);
+        self.granted_stained.remove(&item.handle.generation);
         let (writer, host) = (session.instance.clone(), session.host.clone());
         if let Some(winner) = self.chunk(id, held.key) {
             self.pin(now, id, held.key, pins);
@@ -258,11 +261,13 @@ impl Model {
     }
 
     fn abort(&mut self, id: SessionId, handle: Handle) -> ReleaseOutcome {
-        if self.reservation(id, handle).is_none() {
+        let Some(held) = self.reservation(id, handle) else {
             return ReleaseOutcome::NotHeld;
-        }
+        };
         let session = self.sessions.get_mut(&id).expect("it asks");
         session.reservations.remove(&handle.generation);
+        let host = session.host.clone();
+        self.vacate((handle, held.page_bytes), true, host);
         self.counters.aborted += 1;
         ReleaseOutcome::Released
     }

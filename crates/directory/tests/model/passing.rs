@@ -131,9 +131,11 @@ impl Model {
         self.counters.quarantined += 1;
     }
 
-    /// A page whose writer is over is free, unless lines of it may be in a cache.
-    fn vacate(&mut self, (handle, page_bytes): (Handle, u64), done: bool, host: String) {
-        if !done && self.config.visibility == Visibility::CacheLine {
+    /// A page whose writer is over is free, unless lines of it may be in a cache: what the writer said
+    /// about what it wrote says nothing of what was there before.
+    pub(crate) fn vacate(&mut self, (handle, page_bytes): (Handle, u64), done: bool, host: String) {
+        let stained = self.granted_stained.remove(&handle.generation) || !done;
+        if stained && self.config.visibility == Visibility::CacheLine {
             let stain = Stain { handle, page_bytes, hosts: [host].into() };
             self.stains.insert(handle.generation, stain);
         }
@@ -161,7 +163,9 @@ impl Model {
             vacated.extend(left.into_iter().map(|page| (page, writer_done, vanished.host.clone())));
         }
         self.vanished.retain(|_, vanished| !vanished.pages.is_empty());
-        vacated.into_iter().for_each(|(page, done, host)| self.vacate(page, done, host));
+        for (page, done, host) in vacated {
+            self.vacate(page, done, host);
+        }
         done
     }
 
@@ -181,14 +185,15 @@ impl Model {
                 .any(|(now, owner)| now == *generation && matches!(owner, Owner::Stained(_)))
         };
         let cleaned: Vec<Generation> = due.iter().filter(cleaned).copied().collect();
-        assert_eq!(cleaned.len(), due.len().min(work as usize), "the work of a tick is bounded");
+        let (cleaned_len, due_len) = (cleaned.len() as u64, due.len() as u64);
+        assert_eq!(cleaned_len, due_len.min(work), "the work of a tick is bounded");
         for generation in &cleaned {
             self.stains.remove(generation);
         }
         if all {
             self.hosts_gone.clear();
         }
-        cleaned.len() as u64
+        cleaned_len
     }
 
     /// Above the high watermark, the coldest of all go until the low one is reached.

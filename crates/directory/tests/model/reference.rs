@@ -107,6 +107,8 @@ pub(crate) struct Model {
     pub(crate) ghosts: BTreeMap<Generation, Entry>,
     pub(crate) vanished: BTreeMap<SessionId, Vanished>,
     pub(crate) stains: BTreeMap<Generation, Stain>,
+    /// Pages that were stained when they were granted, and are not committed.
+    pub(crate) granted_stained: BTreeSet<Generation>,
     /// Pages not used any more, with their sizes.
     pub(crate) damaged: Vec<(Handle, u64)>,
     /// All that were ever here.
@@ -136,6 +138,7 @@ impl Model {
             ghosts: BTreeMap::new(),
             vanished: BTreeMap::new(),
             stains: BTreeMap::new(),
+            granted_stained: BTreeSet::new(),
             damaged: Vec::new(),
             hosts: BTreeSet::new(),
             hosts_gone: BTreeSet::new(),
@@ -300,7 +303,8 @@ impl Model {
         for (key, entry) in &self.entries {
             add(entry.handle, entry.page_bytes, Owner::Resident(key.to_vec()));
         }
-        for stain in self.stains.values() {
+        // A session that may come back may have been granted it.
+        for stain in self.stains.values().filter(|_| !after.unclaimed_matter) {
             add(stain.handle, stain.page_bytes, Owner::Stained(stain.hosts.clone()));
         }
         let ghosts = self.ghosts.values().map(|ghost| (ghost.handle, ghost.page_bytes));
@@ -325,6 +329,10 @@ impl Model {
             let page = after.pages.get(&self.place(held.handle, held.page_bytes));
             let kept = matches!(page, Some((_, Owner::Unclaimed)));
             assert!(kept, "{held:?} could be granted to others: {page:?}");
+        }
+        for stain in self.stains.values() {
+            let page = after.pages.get(&self.place(stain.handle, stain.page_bytes));
+            assert!(page.is_some(), "{stain:?} could be granted to others");
         }
     }
 

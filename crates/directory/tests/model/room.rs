@@ -75,6 +75,7 @@ impl Model {
         );
         if let Some(taken) = taken {
             self.stains.remove(&taken);
+            self.granted_stained.insert(granted.generation);
         }
     }
 

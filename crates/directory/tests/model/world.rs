@@ -196,7 +196,7 @@ impl World {
     fn ask_numbered(&mut self, peer: u8, revive: bool, by: Numbering, acked: Acked, ask: &Ask) {
         let place = usize::from(peer) % INSTANCES.len();
         if revive && !self.is_connected(place) {
-            self.hello(peer, peer, Resuming::Own, peer % 2 == 0);
+            self.hello(peer, peer, Resuming::Own, peer.is_multiple_of(2));
         }
         let Peer { session: Some((id, _)), sent } = self.peers[place] else {
             return;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use maru_memory::{
     DATA_START, Device, DeviceError, DeviceKind, DeviceSpec, HeaderError, IfExists,
-    MIN_DEVICE_BYTES, PoolMapping, Populate, View, inspect,
+    MIN_DEVICE_BYTES, PoolMapping, Populate, View, Visibility, inspect,
 };
 use uuid::Uuid;
 
@@ -230,7 +230,7 @@ fn a_mapping_keeps_its_servers_lock() {
     let dir = shm_dir();
     let device = create(&dir, "pool", 4 * MIB);
     let path = device.path().to_owned();
-    let mapping = maru_memory::PoolMapping::new(MIB * 64).unwrap();
+    let mapping = PoolMapping::new(MIB * 64, Visibility::Coherent).unwrap();
     mapping.add_device(&device, 0).unwrap();
     drop(device);
     assert!(matches!(Device::open_owner(&path), Err(DeviceError::InUse { .. })));
@@ -283,7 +283,7 @@ fn a_real_device_serves_pages() {
     let device = Device::create(&spec.parse().unwrap(), IfExists::Overwrite).unwrap();
     println!("{device:?}");
     let opened = Device::open(device.path(), device.uuid()).unwrap();
-    let mapping = Arc::new(PoolMapping::new(1 << 42).unwrap());
+    let mapping = Arc::new(PoolMapping::new(1 << 42, Visibility::Coherent).unwrap());
     let (start, len) = (1 << 30, device.bytes());
     mapping.add_device(&opened, start).unwrap();
     for view in [View::Write, View::Read] {

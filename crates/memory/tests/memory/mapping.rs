@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use maru_memory::{DATA_START, Device, MappingError, PageMut, PageView, PoolMapping};
+use maru_memory::{DATA_START, Device, MappingError, PageMut, PageView, PoolMapping, Visibility};
 use uuid::Uuid;
 
 use crate::{MIB, create, map, shm_dir, smaps};
@@ -45,7 +45,10 @@ fn a_page_is_base_plus_offset() {
     assert_eq!(mapping.write_base().addr() % (1 << 30), 0);
     assert_eq!(mapping.address_space_bytes(), 1 << 30);
     for (asked, reserved) in [(0, 2 * MIB), (2 * MIB + 1, 4 * MIB), (4 << 40, 4 << 40)] {
-        assert_eq!(PoolMapping::new(asked).unwrap().address_space_bytes(), reserved);
+        assert_eq!(
+            PoolMapping::new(asked, Visibility::Coherent).unwrap().address_space_bytes(),
+            reserved
+        );
     }
 }
 
@@ -124,7 +127,7 @@ fn pages_lie_in_one_device_behind_its_header() {
 #[test]
 fn devices_must_fit_and_not_overlap() {
     let dir = shm_dir();
-    let mapping = PoolMapping::new(32 * MIB).unwrap();
+    let mapping = PoolMapping::new(32 * MIB, Visibility::Coherent).unwrap();
     let (large, small) = (create(&dir, "large", 8 * MIB), create(&dir, "small", 4 * MIB));
     mapping.add_device(&large, 8 * MIB).unwrap();
     for offset in [8 * MIB, 6 * MIB, 14 * MIB] {
@@ -140,9 +143,12 @@ fn devices_must_fit_and_not_overlap() {
         assert!(matches!(error, MappingError::OutsideAddressSpace { .. }), "{error}");
     }
     mapping.add_device(&small, 28 * MIB).unwrap();
-    let error = PoolMapping::new(1 << 60).unwrap_err();
+    let error = PoolMapping::new(1 << 60, Visibility::Coherent).unwrap_err();
     assert!(matches!(error, MappingError::Reserve { .. }), "{error}");
-    assert!(matches!(PoolMapping::new(u64::MAX), Err(MappingError::Reserve { .. })));
+    assert!(matches!(
+        PoolMapping::new(u64::MAX, Visibility::Coherent),
+        Err(MappingError::Reserve { .. })
+    ));
 }
 
 #[test]

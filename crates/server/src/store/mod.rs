@@ -24,6 +24,7 @@ use std::fmt;
 use std::io;
 
 use maru_directory::RecoveryError;
+use maru_memory::checksum;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -150,10 +151,6 @@ fn append_frame(payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(&len.to_le_bytes());
     out.extend_from_slice(&checksum(payload).to_le_bytes());
     out.extend_from_slice(payload);
-}
-
-fn checksum(payload: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(payload)
 }
 
 /// The payload of the first frame in `bytes`, and its length with all; `None` at a clean end.
