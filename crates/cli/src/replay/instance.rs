@@ -14,8 +14,8 @@ use maru_l1::{
     EvictionController, L1Error, L1Manager, LocalL1Manager, MaruL1Manager, MemoryLayoutDesc,
     ObjectKey, Outcomes, ReadObject, Write, WriteObject,
 };
+use maru_memory::checksum;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::block::Blocks;
 use super::order::Order;
@@ -218,7 +218,7 @@ impl Instance {
                     outcome.write_ns += nanos(start.elapsed());
                     written.push(key.clone());
                     if self.ledger.is_some() {
-                        checksums.push(xxh3_64(&self.buffer));
+                        checksums.push(checksum(&self.buffer));
                     }
                 }
                 Err(L1Error::OutOfMemory) => outcome.without_memory += 1,

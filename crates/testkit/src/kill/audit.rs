@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use maru_client::{Acquire, Client, PinnedPage};
+use maru_memory::checksum;
 use maru_protocol::{Key, SessionInfo, Stats};
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Figures, millis};
 use crate::{Serving, wait_until};
@@ -138,10 +138,10 @@ impl Auditor {
 }
 
 #[track_caller]
-fn check_page(page: &PinnedPage, key: &str, checksum: u64, figures: &mut Figures) {
+fn check_page(page: &PinnedPage, key: &str, expected: u64, figures: &mut Figures) {
     let mut bytes = vec![0; page.bytes().len()];
     page.copy_to(&mut bytes).expect("it is pinned");
-    assert_eq!(xxh3_64(&bytes), checksum, "{key}: wrong bytes at {:?}", page.location());
+    assert_eq!(checksum(&bytes), expected, "{key}: wrong bytes at {:?}", page.location());
     figures.entries_checked += 1;
     figures.bytes_verified += bytes.len() as u64;
 }
