@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use maru_client::{Acquire, Client, PinnedPage};
+use maru_client::{Acquire, Client, Committed, PinnedPage, Reserve, Reserved};
 use maru_memory::checksum;
 use maru_protocol::{Key, SessionInfo, Stats};
 
@@ -18,6 +18,9 @@ const BATCH: usize = 1024;
 
 /// Instances of a replay.
 const INSTANCES: usize = 4;
+
+/// A region has more pages.
+const STEP: usize = 256;
 
 /// Chunks that stay pinned from one look to the next.
 const HELD: usize = 16;
@@ -40,6 +43,30 @@ impl Auditor {
         let (ledgers, acknowledged) = Default::default();
         let client = serving.client();
         Self { client, all_there, ledgers, acknowledged, held: Vec::new() }
+    }
+
+    /// Stores a chunk in each region, so that all are cut for this page size: what is vacant after a
+    /// restart could then be somebody's, and is granted only once all have come back.
+    pub(super) fn cut_all(&mut self, page_bytes: u64) {
+        let mut spare = Vec::new();
+        for batch in 0.. {
+            let name = |n| format!("cut@00000000@{:016x}@0", batch * BATCH + n);
+            let names: Vec<String> = (0..BATCH).map(name).collect();
+            let keys = names.iter().map(|name| Key::new(name.as_bytes()).expect("it is short"));
+            let keys: Vec<Key<'_>> = keys.collect();
+            let reserved = self.client.reserve(&keys, page_bytes, Reserve::default());
+            for (index, reserved) in reserved.expect("the server answers").into_iter().enumerate() {
+                let Reserved::Page(mut page) = reserved else { return };
+                if index % STEP > 0 {
+                    spare.push(page);
+                    continue;
+                }
+                page.bytes_mut().fill(7);
+                self.acknowledged.insert(names[index].clone(), checksum(page.bytes_mut()));
+                let committed = self.client.commit([page]).expect("the server answers");
+                assert!(matches!(committed[..], [Committed::Stored(_)]), "{committed:?}");
+            }
+        }
     }
 
     /// Forgets the acknowledged chunks, and what it holds.

@@ -7,8 +7,10 @@ use super::audit::Auditor;
 use super::{Dice, Series, free_port};
 use crate::{Replaying, Serving, assert_nothing_left, text};
 
-/// Requests of one replay: some 15,000 blocks.
+/// Requests of one replay: some 14,000 blocks.
 const REQUESTS: &str = "900";
+
+const PAGE_BYTES: u64 = 4096;
 
 impl Series {
     /// Kills the server at `kills` random moments, some of them soon after its start, while
@@ -26,9 +28,9 @@ impl Series {
             assert!(replay < 10 + kills, "most kills come too late to hit a running replay");
             if replay % 2 == 1 {
                 let (auditor, serving) = &mut narrow;
-                let page = if replay % 4 == 1 { "4KiB" } else { "12KiB" };
+                let page_bytes = if replay % 4 == 1 { PAGE_BYTES } else { 3 * PAGE_BYTES };
                 let url = text(&serving.socket()).to_owned();
-                self.replay_and_kill(serving, auditor, &url, page, kills);
+                self.replay_and_kill(serving, auditor, &url, page_bytes, kills);
                 auditor.forget();
                 continue;
             }
@@ -36,11 +38,12 @@ impl Series {
             // Nobody sees over TCP that an instance is gone, once it cannot say goodbye.
             let flags = ["--listen", &listen, "--lease-ms", "2000", "--quarantine-ms", "1000"];
             let is_tcp = replay % 4 == 2;
-            let mut serving = self.serve("192MiB", if is_tcp { &flags } else { &[] });
+            let mut serving = self.serve("96MiB", if is_tcp { &flags } else { &[] });
             let mut auditor = Auditor::new(&serving, true);
+            auditor.cut_all(PAGE_BYTES);
             let url = text(&serving.socket()).to_owned();
             let url = if is_tcp { format!("tcp://{listen}") } else { url };
-            self.replay_and_kill(&mut serving, &mut auditor, &url, "4KiB", kills);
+            self.replay_and_kill(&mut serving, &mut auditor, &url, PAGE_BYTES, kills);
         }
     }
 
@@ -50,13 +53,14 @@ impl Series {
         serving: &mut Serving,
         auditor: &mut Auditor,
         url: &str,
-        page: &str,
+        page_bytes: u64,
         kills: u64,
     ) {
         let number = self.figures.replays;
         let folder = serving.folder.path().join(format!("replay-{number}"));
         let seed = Dice::new(self.seed, number).below(1 << 32).to_string();
-        let flags = ["--requests", REQUESTS, "--page-size", page, "--seed", &seed];
+        let page = page_bytes.to_string();
+        let flags = ["--requests", REQUESTS, "--page-size", &page, "--seed", &seed];
         let client = &auditor.client;
         let mut replay = Replaying::start(&self.program, &folder, url, &flags, client);
         while self.figures.servers_killed < kills {
