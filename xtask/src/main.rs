@@ -1,5 +1,6 @@
 //! `cargo xtask`: what cargo alone does not know of this workspace.
 
+mod kill;
 mod progress;
 mod simulate;
 mod tidy;
@@ -44,6 +45,9 @@ enum Task {
     },
     /// Simulate servers, instances, and what is between them, and check the rules after every step.
     Simulate(simulate::Simulate),
+    /// Kill and stop servers and instances of the release build at random moments, and check that
+    /// nothing is lost, wrong or left behind.
+    Kill(kill::Kill),
     /// Take the L1 managers' rules out one by one, and see whether their tests notice. Takes an hour;
     /// installs cargo-mutants if it is missing.
     Mutants,
@@ -59,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Task::Conformance => conformance(),
         Task::Soak { seconds } => soak(seconds),
         Task::Simulate(simulate) => simulate.run(),
+        Task::Kill(kill) => kill.run(),
         Task::Mutants => mutants(),
         Task::Asan => asan(),
     }

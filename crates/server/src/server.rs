@@ -170,6 +170,13 @@ impl Server {
         self.found
     }
 
+    /// Whether it grants no page for the time of a quarantine, since somebody may still write to the
+    /// pool and it is not known where.
+    #[must_use]
+    pub fn withholds(&self) -> bool {
+        self.service.directory().is_withheld()
+    }
+
     /// What stops this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
