@@ -3,9 +3,11 @@
 // Doc comments here are help texts on a terminal, where backticks would show.
 #![allow(clippy::doc_markdown)]
 
+mod fsck;
 mod inspect;
 mod output;
 mod pool;
+mod reading;
 mod replay;
 mod serve;
 mod signals;

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use maru_memory::{Device, DeviceError, DeviceSpec, Identity, IfExists, inspect};
 use serde::Serialize;
 
+use crate::fsck::FsckArgs;
 use crate::{WrongUsage, output};
 
 #[derive(Debug, Subcommand)]
@@ -16,6 +17,9 @@ pub(crate) enum PoolCommand {
     Init(Init),
     /// Show the identity of devices, and whether a server has them.
     Inspect(Inspect),
+    /// Look whether a pool and its store fit each other, and repair what does not. Nothing is changed
+    /// without --repair, and no server may have the pool.
+    Fsck(FsckArgs),
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +78,7 @@ impl PoolCommand {
         let (paths, json) = match self {
             Self::Init(init) => (make(&init)?, init.json),
             Self::Inspect(look) => (look.paths, look.json),
+            Self::Fsck(fsck) => return fsck.run(),
         };
         let rows: Vec<Row> = paths
             .into_iter()
@@ -99,7 +104,7 @@ impl PoolCommand {
 
 fn make(init: &Init) -> anyhow::Result<Vec<PathBuf>> {
     let if_exists = if init.overwrite { IfExists::Overwrite } else { IfExists::Refuse };
-    check_distinct(&init.devices)?;
+    check_distinct(init.devices.iter().map(|spec| &spec.path))?;
     let mut paths = Vec::new();
     for spec in &init.devices {
         let made = Device::create(spec, if_exists).map_err(|error| stopped_at(error, &paths))?;
@@ -118,9 +123,11 @@ fn stopped_at(error: DeviceError, made: &[PathBuf]) -> anyhow::Error {
 }
 
 /// One device twice would be found to be in use, by nobody else.
-pub(crate) fn check_distinct(devices: &[DeviceSpec]) -> Result<(), WrongUsage> {
+pub(crate) fn check_distinct<'a>(
+    paths: impl IntoIterator<Item = &'a PathBuf>,
+) -> Result<(), WrongUsage> {
     let mut seen = HashSet::new();
-    for DeviceSpec { path, .. } in devices {
+    for path in paths {
         if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
             return Err(WrongUsage(format!("{} is given twice: give it once", path.display())));
         }

@@ -3,24 +3,20 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use maru_directory::{Config, SESSIONS_MAX};
 use maru_memory::{DeviceSpec, parse_bytes};
 use maru_protocol::{Endpoint, Visibility};
 use maru_server::service::Found;
-use maru_server::store::{Durability, Progress};
+use maru_server::store::Durability;
 use maru_server::{PoolConfig, Server, ServerConfig};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::iterator::Signals;
 
+use crate::reading::Reading;
 use crate::{WrongUsage, output, pool, signals};
-
-/// How often a log is told how far something long has come.
-const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// The pool without flags: enough to try things, little enough for a laptop.
 const DEFAULT_POOL_BYTES: u64 = 1 << 30;
@@ -149,7 +145,7 @@ impl Serve {
             }
             tracing::warn!(%address, "--insecure: whoever reaches this address owns the pool");
         }
-        pool::check_distinct(&self.pool)?;
+        pool::check_distinct(self.pool.iter().map(|spec| &spec.path))?;
         let user = rustix::process::getuid().as_raw();
         let socket = self.socket.unwrap_or_else(|| Endpoint::default_socket(user));
         let pool = if self.pool.is_empty() {
@@ -188,7 +184,7 @@ impl Serve {
             },
             ..ServerConfig::new(pool)
         };
-        let mut reading = Reading::default();
+        let mut reading = Reading::new("the store");
         let server = Server::start_and_tell(&config, &mut |progress| reading.tell(progress))?;
         drop(reading);
         tell_what_was_found(&server);
@@ -239,43 +235,8 @@ fn tell_what_was_found(server: &Server) {
     }
 }
 
-/// Tells how far reading the store has come, if that takes a while.
-#[derive(Debug)]
-struct Reading {
-    told: Instant,
-    bar: ProgressBar,
-}
-
-impl Default for Reading {
-    fn default() -> Self {
-        let template = "reading the store {wide_bar} {bytes}/{total_bytes}, {eta} left";
-        let style = ProgressStyle::with_template(template);
-        // Hidden by itself where stderr is not a terminal; gone when dropped.
-        let bar = ProgressBar::new(0).with_finish(ProgressFinish::AndClear);
-        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { told: Instant::now(), bar }
-    }
-}
-
-impl Reading {
-    fn tell(&mut self, progress: Progress) {
-        let Progress { done, total } = progress;
-        self.bar.set_length(total);
-        self.bar.set_position(done);
-        if self.bar.is_hidden() && self.told.elapsed() >= TELL_EVERY {
-            self.told = Instant::now();
-            tracing::info!(
-                read = output::bytes(done),
-                of = output::bytes(total),
-                seconds_left = self.bar.eta().as_secs(),
-                "reading the store"
-            );
-        }
-    }
-}
-
 /// A pool that goes with its server. Servers on different sockets have different ones, and a server
-/// finds again, and replaces, what one on its socket left behind when it was killed.
+/// goes on with what one on its socket left behind when it was killed.
 fn default_pool(user: u32, socket: &Path) -> DeviceSpec {
     let mut hasher = DefaultHasher::new();
     socket.hash(&mut hasher);

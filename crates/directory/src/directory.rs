@@ -103,12 +103,14 @@ impl Directory {
         &self.counters
     }
 
-    /// Whether no session has a page to write to, nor a vanished writer could.
+    /// Whether no session has a page to write to, nor a vanished writer could, and no cache holds lines:
+    /// whoever serves the pool next, and knows nothing of it, may grant any page.
     #[must_use]
     pub fn nobody_writes(&self) -> bool {
         self.sessions.reservations.is_empty()
             && self.sessions.vanished.is_empty()
             && self.pages.reasons.unclaimed == 0
+            && self.pages.reasons.stained == 0
             && !self.is_withheld()
     }
 

@@ -7,6 +7,7 @@
 //!
 //! What must hold after every step is written down once, in [`rules`].
 
+mod checkpoint;
 mod claims;
 mod config;
 mod damage;

@@ -10,7 +10,7 @@ use maru_memory::{
 };
 use maru_protocol::Visibility;
 
-use crate::service::{Mismatch, OpenError};
+use crate::service::OpenError;
 use crate::store::{Durability, StoreError};
 
 /// The pool's memory.
@@ -130,27 +130,13 @@ pub enum StartError {
         /// Why not.
         source: StoreError,
     },
-    /// The store does not match the pool.
-    #[error(
-        "{mismatch}: look at what `maru pool fsck --store {}` says of it, with the same devices, and \
-         have it done with --repair", store.display()
-    )]
-    Mismatch {
-        /// Where it lies.
-        store: PathBuf,
-        /// How.
-        mismatch: Mismatch,
-    },
-    /// The store is corrupt.
-    #[error(
-        "{flaw}: look at what `maru pool fsck --store {}` says of it, with the same devices, and have \
-         it done with --repair", store.display()
-    )]
-    Corrupt {
-        /// Where it lies.
-        store: PathBuf,
-        /// What is wrong.
-        flaw: StoreError,
+    /// The store does not match the pool, or is corrupt.
+    #[error("{reason}; to see what can be kept: {look}; to have it done, the same with --repair")]
+    Unfit {
+        /// What does not fit.
+        reason: OpenError,
+        /// A command that looks into it.
+        look: String,
     },
     /// There would be no way in.
     #[error("a server needs a socket or an address to listen on; see --socket and --listen")]
@@ -189,14 +175,15 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// What a store's error means for the start.
-    pub(crate) fn open(store: &Path) -> impl FnOnce(OpenError) -> Self {
+    /// What a store's error means for the start of a server of these devices.
+    pub(crate) fn open(store: &Path, devices: &[String]) -> impl FnOnce(OpenError) -> Self + use<> {
+        let devices = devices.join(" ");
+        let look = format!("maru pool fsck {devices} --store {}", store.display());
         let store = store.to_owned();
         move |error| match error {
             OpenError::Config(error) => Self::Config(error),
-            OpenError::Mismatch(mismatch) => Self::Mismatch { store, mismatch },
             OpenError::Store(source @ StoreError::Io { .. }) => Self::Store { store, source },
-            OpenError::Store(flaw) => Self::Corrupt { store, flaw },
+            reason => Self::Unfit { reason, look },
         }
     }
 

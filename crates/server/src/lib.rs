@@ -8,6 +8,7 @@ mod config;
 mod connection;
 mod embedded;
 mod events;
+pub mod fsck;
 mod listener;
 mod pool;
 mod process;

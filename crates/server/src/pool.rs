@@ -12,6 +12,7 @@ use maru_memory::{
 use maru_protocol::Topology;
 use uuid::Uuid;
 
+use crate::store::PoolIdentity;
 use crate::{PoolConfig, StartError};
 
 /// Threads that bring memory in: enough to saturate the memory of a small machine, few enough to
@@ -75,6 +76,15 @@ impl Devices {
         Ok(Self { all: devices, temporary, made, left_behind })
     }
 
+    /// Devices that exist.
+    pub(crate) fn open_all(paths: &[PathBuf]) -> Result<Self, StartError> {
+        let all = paths.iter().map(Device::open_owner).collect::<Result<Vec<_>, _>>()?;
+        if all.is_empty() {
+            return Err(StartError::NoDevice);
+        }
+        Ok(Self { all, temporary: None, made: Made::default(), left_behind: false })
+    }
+
     /// A temporary pool that is made anew: what a killed server left is of no use.
     pub(crate) fn anew(spec: &DeviceSpec) -> Result<Self, StartError> {
         let mut made = Made::default();
@@ -88,6 +98,11 @@ impl Devices {
     pub(crate) fn default_store(&self) -> PathBuf {
         let Some(first) = self.all.first() else { return PathBuf::new() };
         store_of(first.path(), first.kind(), first.uuid())
+    }
+
+    /// Where they were opened, in words.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        paths(&self.all)
     }
 
     /// The last epoch that they were served in; 0 before the first.
@@ -124,6 +139,10 @@ impl Devices {
     }
 }
 
+fn paths(devices: &[Device]) -> Vec<String> {
+    devices.iter().map(|device| device.path().display().to_string()).collect()
+}
+
 /// Where the store of a pool is kept whose first device is this one.
 pub(crate) fn store_of(path: &Path, kind: DeviceKind, uuid: Uuid) -> PathBuf {
     if kind != DeviceKind::DevDax {
@@ -158,6 +177,11 @@ fn create_temporary(spec: &DeviceSpec, made: &mut Made) -> Result<Device, StartE
 }
 
 impl Pool {
+    /// What its store knows it by.
+    pub(crate) fn identity(&self) -> PoolIdentity {
+        PoolIdentity::new(&self.topology, &self.geometry)
+    }
+
     /// Says in the devices' headers that they are served in this epoch. From now on those that were
     /// made for that stay.
     pub(crate) fn begin_epoch(&mut self, epoch: u64) -> Result<(), StartError> {
@@ -212,7 +236,7 @@ impl Pool {
 
     /// What the pool lies on, for the log.
     pub(crate) fn paths(&self) -> Vec<String> {
-        self.devices.iter().map(|device| device.path().display().to_string()).collect()
+        paths(&self.devices)
     }
 
     /// Forgets the populates that are done. Returns what went wrong with one, in words.

@@ -508,10 +508,7 @@ fn open(config: &ServerConfig, progress: &mut dyn FnMut(Progress)) -> Result<Ope
     let devices = Devices::open(&config.pool)?;
     let left_behind = devices.left_behind;
     match (open_store(config, devices, visibility.clone(), progress), &config.pool) {
-        (
-            Err(error @ (StartError::Mismatch { .. } | StartError::Corrupt { .. })),
-            PoolConfig::Temporary(spec),
-        ) if left_behind => {
+        (Err(error @ StartError::Unfit { .. }), PoolConfig::Temporary(spec)) if left_behind => {
             tracing::warn!(%error, "what a killed server left behind is of no use: it is made anew");
             open_store(config, Devices::anew(spec)?, visibility, progress)
         }
@@ -540,7 +537,11 @@ fn open_store(
         }
     };
     let head = disk.as_mut().map(store::head).transpose();
-    let head = head.map_err(|error| StartError::open(&path)(error.into()))?.flatten();
+    let unfit = StartError::open(&path, &devices.paths());
+    let head = match head {
+        Ok(head) => head.flatten(),
+        Err(error) => return Err(unfit(error.into())),
+    };
     // A store knows the size that its regions have.
     let region_bytes = head.map(|head| head.pool.region_bytes);
     let (pool_epoch, may_be_written) = (devices.epoch(), devices.may_be_written());
@@ -561,7 +562,7 @@ fn open_store(
         Ok((service, found)) => Ok((service, pool, found)),
         Err(error) => {
             pool.leave_behind();
-            Err(StartError::open(&path)(error))
+            Err(unfit(error))
         }
     }
 }

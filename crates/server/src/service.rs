@@ -6,7 +6,7 @@
 use maru_directory::{Config, Directory, Geometry, Gone, Look, Millis, ProcessId, Recovery, Tick};
 use maru_protocol::{
     FRAME_BYTES_MAX, Handle, Hello, Limits, Refusal, Reply, Request, Secret, SessionId, Topology,
-    Visibility, Welcome,
+    Welcome,
 };
 
 use crate::store::{
@@ -98,23 +98,6 @@ pub struct Service<D> {
     checksums: bool,
 }
 
-impl ServiceConfig {
-    /// The pool's memory, for its store to know it again.
-    #[must_use]
-    pub fn identity(&self) -> PoolIdentity {
-        let devices = self.topology.devices.iter();
-        let identity = |device: &maru_protocol::Device| store::DeviceIdentity {
-            uuid: device.uuid,
-            offset: device.offset,
-            bytes: device.bytes,
-        };
-        PoolIdentity {
-            devices: devices.map(identity).collect(),
-            region_bytes: self.geometry.region_bytes,
-        }
-    }
-}
-
 impl<D: Disk> Service<D> {
     /// Opens the store on `disk`, makes the directory again of what is in it, and begins a new epoch.
     /// Without a disk, what there was is forgotten. `pool_epoch` is the last epoch that the pool's
@@ -126,7 +109,7 @@ impl<D: Disk> Service<D> {
         now: Millis,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Self, Found), OpenError> {
-        let identity = config.identity();
+        let identity = PoolIdentity::new(&config.topology, &config.geometry);
         let ServiceConfig { topology, checksums, durability, system, geometry, .. } = config;
         let mut directory = config.directory;
         directory.recorded = disk.is_some();
@@ -152,11 +135,10 @@ impl<D: Disk> Service<D> {
                 check(&head, &identity, pool_epoch).map_err(OpenError::Mismatch)?;
                 directory.epoch = directory.epoch.max(head.epoch + 1);
                 let mut recovery = Recovery::new(&geometry)?;
-                let is_behind =
-                    config.may_be_written && !head.fsync && head.system.boot != system.boot;
+                let is_behind = head.is_behind(&system, config.may_be_written);
                 let mut replayed = store::replay(&mut disk, &mut recovery, is_behind, progress)?;
                 if is_behind {
-                    recovery.distrust(topology.visibility);
+                    recovery.distrust(topology.visibility, true, |_| false);
                     replayed.discard();
                 } else if head.system != system {
                     recovery.forget_processes();
@@ -171,8 +153,8 @@ impl<D: Disk> Service<D> {
             }
         };
         let epoch = directory.config().epoch;
-        let hosts = directory.config().visibility == Visibility::CacheLine;
-        let beginning = Beginning { pool: identity, epoch, system, durability, hosts };
+        let visibility = topology.visibility;
+        let beginning = Beginning { pool: identity, epoch, system, durability, visibility };
         let log = Some(Log::begin(disk, &replayed, beginning, &directory)?);
         Ok((Self { directory, log, topology, checksums }, found))
     }

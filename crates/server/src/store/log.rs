@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
 use maru_directory::{Directory, Record};
+use maru_protocol::Visibility;
 
 use super::{
     Disk, Durability, FRAME_HEADER, Head, MAGIC, PoolIdentity, Replayed, StoreError, System,
@@ -31,6 +32,7 @@ const SLACK: u64 = 2;
 pub struct Log<D> {
     disk: D,
     durability: Durability,
+    visibility: Visibility,
     /// Of how many hosts it is known on the disk, if that matters.
     hosts: Option<usize>,
     pool: PoolIdentity,
@@ -60,8 +62,9 @@ pub struct Beginning {
     pub system: System,
     /// How much a crash may take.
     pub durability: Durability,
-    /// Which hosts there are outlives the operating system in any case: their caches may hold lines.
-    pub hosts: bool,
+    /// How what one host writes reaches another. Where their caches may hold lines, it outlives the
+    /// operating system in any case which hosts there are.
+    pub visibility: Visibility,
 }
 
 impl<D: Disk> Log<D> {
@@ -79,14 +82,15 @@ impl<D: Disk> Log<D> {
         for segment in &replayed.unfinished {
             disk.remove(*segment).map_err(StoreError::io("remove an unfinished segment of"))?;
         }
-        let Beginning { pool, epoch, system, durability, hosts } = beginning;
+        let Beginning { pool, epoch, system, durability, visibility } = beginning;
         let bytes: u64 = pool.devices.iter().map(|device| device.bytes).sum();
         let segment_bytes = (bytes / 256).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
         let segments = replayed.segments.iter().copied().collect();
         let mut log = Self {
             disk,
             durability,
-            hosts: hosts.then_some(0),
+            visibility,
+            hosts: (visibility == Visibility::CacheLine).then_some(0),
             pool,
             epoch,
             system,
@@ -183,6 +187,7 @@ impl<D: Disk> Log<D> {
             pool: self.pool.clone(),
             system: self.system.clone(),
             fsync: self.durability == Durability::Fsync,
+            visibility: self.visibility,
         };
         let mut bytes = MAGIC.to_vec();
         super::append_frame(&postcard::to_stdvec(&head).map_err(io::Error::other)?, &mut bytes);

@@ -23,8 +23,9 @@ mod replay;
 use std::fmt;
 use std::io;
 
-use maru_directory::RecoveryError;
+use maru_directory::{Geometry, RecoveryError};
 use maru_memory::checksum;
+use maru_protocol::{Device, Topology, Visibility};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -57,6 +58,16 @@ pub struct Head {
     pub system: System,
     /// Whether what was acknowledged outlives the operating system.
     pub fsync: bool,
+    /// How what one host wrote reached another.
+    pub visibility: Visibility,
+}
+
+impl Head {
+    /// Whether what was told last may be missing: the operating system came down, and did not wait for
+    /// the disk. `may_be_written`: the pool was being served.
+    pub(crate) fn is_behind(&self, system: &System, may_be_written: bool) -> bool {
+        may_be_written && !self.fsync && self.system.boot != system.boot
+    }
 }
 
 /// The operating system that a server runs under.
@@ -75,6 +86,20 @@ pub struct PoolIdentity {
     pub devices: Vec<DeviceIdentity>,
     /// The size of a region in bytes.
     pub region_bytes: u64,
+}
+
+impl PoolIdentity {
+    /// Of a pool that is laid out so.
+    #[must_use]
+    pub fn new(topology: &Topology, geometry: &Geometry) -> Self {
+        let devices = topology.devices.iter();
+        let identity = |device: &Device| DeviceIdentity {
+            uuid: device.uuid,
+            offset: device.offset,
+            bytes: device.bytes,
+        };
+        Self { devices: devices.map(identity).collect(), region_bytes: geometry.region_bytes }
+    }
 }
 
 /// One device of a pool.

@@ -2,7 +2,7 @@
 
 use maru_directory::{Record, Recovery};
 
-use super::{Disk, Flaw, Head, MAGIC, StoreError, split_frame};
+use super::{Disk, FRAME_HEADER, Flaw, Head, MAGIC, StoreError, split_frame};
 
 /// How far reading has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,9 +152,19 @@ fn read_segment(
         }
         replayed.problems.push(why);
     }
-    while let Some((mut payload, len)) =
-        split_frame(&bytes[at..]).map_err(|why| corrupt(at, why))?
-    {
+    loop {
+        let rest = &bytes[at..];
+        let (mut payload, len) = match (split_frame(rest), rest.first_chunk()) {
+            (Ok(Some(frame)), _) => frame,
+            (Ok(None), _) => break,
+            // Its length may still be right.
+            (Err(why @ Flaw::Checksum), Some(len)) if tolerant && holds_a_frame(rest) => {
+                replayed.problems.push(corrupt(at, why).why);
+                at += FRAME_HEADER + u32::from_le_bytes(*len) as usize;
+                continue;
+            }
+            (Err(why), _) => return Err(corrupt(at, why)),
+        };
         while !payload.is_empty() {
             let record = Record::take(&mut payload);
             let unreadable = |error: postcard::Error| Flaw::Unreadable(error.to_string());
