@@ -1,5 +1,8 @@
 //! `cargo xtask`: what cargo alone does not know of this workspace.
 
+mod kill;
+mod progress;
+mod simulate;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -19,8 +22,8 @@ struct Xtask {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Everything that must pass: formatting, lints, documentation, tests, the address sanitizer,
-    /// and a short run of each fuzz target.
+    /// Everything that must pass: formatting, lints, documentation, tests, the simulation, the address
+    /// sanitizer, and a short run of each fuzz target.
     Test {
         /// How long each fuzz target runs, in seconds; 0 for not at all.
         #[arg(long, default_value_t = 60)]
@@ -40,6 +43,11 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Simulate servers, instances, and what is between them, and check the rules after every step.
+    Simulate(simulate::Simulate),
+    /// Kill and stop servers and instances of the release build at random moments, and check that
+    /// nothing is lost, wrong or left behind.
+    Kill(kill::Kill),
     /// Take the L1 managers' rules out one by one, and see whether their tests notice. Takes an hour;
     /// installs cargo-mutants if it is missing.
     Mutants,
@@ -54,6 +62,8 @@ fn main() -> anyhow::Result<()> {
         Task::Fuzz { seconds } => fuzz(seconds),
         Task::Conformance => conformance(),
         Task::Soak { seconds } => soak(seconds),
+        Task::Simulate(simulate) => simulate.run(),
+        Task::Kill(kill) => kill.run(),
         Task::Mutants => mutants(),
         Task::Asan => asan(),
     }
@@ -67,6 +77,8 @@ fn test(fuzz_seconds: u32) -> anyhow::Result<()> {
     let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", doc)?;
+    say("=== simulation");
+    simulate::Simulate::with_tests()?;
     asan()?;
     if fuzz_seconds > 0 {
         fuzz(fuzz_seconds)?;
@@ -159,4 +171,9 @@ fn step(what: &str, mut command: Command) -> anyhow::Result<()> {
 #[expect(clippy::print_stderr)] // A task tells where it is.
 fn say(line: &str) {
     eprintln!("{line}");
+}
+
+#[expect(clippy::print_stdout)] // It is what was asked for.
+fn print(text: &str) {
+    println!("{text}");
 }

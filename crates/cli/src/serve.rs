@@ -183,6 +183,8 @@ impl Serve {
             visibility_plugin: safety.visibility_plugin,
             directory: Config {
                 lease_ms: self.times.lease_ms,
+                // Nobody outlives its connection by more than its lease.
+                resume_ms: Config::default().resume_ms.min(self.times.lease_ms),
                 quarantine_ms: self.times.quarantine_ms,
                 sessions_max: self.times.sessions_max,
                 watermark_high_permille: self.times.watermark_high,
@@ -194,7 +196,7 @@ impl Serve {
         let mut reading = Reading::default();
         let server = Server::start_and_tell(&config, &mut |progress| reading.tell(progress))?;
         drop(reading);
-        tell_what_was_found(server.found());
+        tell_what_was_found(&server);
         let stopper = server.stopper();
         let mut signals = Signals::new(signals::ending()).context("cannot wait for signals")?;
         std::thread::spawn(move || {
@@ -214,8 +216,8 @@ impl Serve {
     }
 }
 
-fn tell_what_was_found(found: Found) {
-    match found {
+fn tell_what_was_found(server: &Server) {
+    match server.found() {
         Found::Store { entries, sessions, torn_bytes } => tracing::info!(
             entries = output::count(entries),
             sessions,
@@ -223,13 +225,22 @@ fn tell_what_was_found(found: Found) {
             "the store was read: its chunks are found again, and its sessions may come back"
         ),
         Found::NewPool => {}
-        Found::StoreGone => tracing::warn!(
-            "the pool was served before and its store is gone: it starts empty, and grants no page \
-             until whoever wrote to it before has had the time of a quarantine"
+        Found::StoreGone => {
+            tracing::warn!("the pool was served before and its store is gone: it starts empty");
+        }
+        Found::StoreBehind => tracing::warn!(
+            "the operating system came down while the pool was served, and without \
+             --durability=fsync the store may not know all of it: the pool starts empty"
         ),
         Found::Nothing => {
             tracing::warn!("--durability=none: what instances store is gone when this server ends");
         }
+    }
+    if server.withholds() {
+        tracing::warn!(
+            "somebody may still write to the pool, and no store tells where: no page is granted for \
+             the time of a quarantine"
+        );
     }
 }
 

@@ -78,7 +78,9 @@ impl Directory {
         self.claims.withheld_until.map_or(0, |until| until - now)
     }
 
-    pub(crate) fn is_withheld(&self) -> bool {
+    /// Whether no page is granted at present, see [`Directory::withhold`].
+    #[must_use]
+    pub fn is_withheld(&self) -> bool {
         self.claims.withheld_until.is_some()
     }
 

@@ -130,6 +130,12 @@ impl Directory {
         self.pages.journal.take()
     }
 
+    /// How many hosts were ever here.
+    #[must_use]
+    pub fn hosts_len(&self) -> usize {
+        self.sessions.hosts.len()
+    }
+
     /// How many bytes of records there are to be taken.
     #[must_use]
     pub fn records_len(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use indexmap::{IndexMap, IndexSet};
-use maru_protocol::{Checksum, Generation, Key, SessionId};
+use maru_protocol::{Checksum, Generation, Key, SessionId, Visibility};
 
 use crate::claims::Claims;
 use crate::entries::Resident;
@@ -334,6 +334,33 @@ impl Recovery {
             self.forget(*page);
         }
         doubles.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// What is recorded may be behind the pool, or have gaps: no chunk and no session of it counts, and
+    /// any page may still be written to. Caches of any host may hold lines of any page.
+    pub fn distrust(&mut self, visibility: Visibility) {
+        let count = u32::try_from(self.hosts.names.len());
+        let hosts: Vec<u32> = (0..count.expect("they are numbered in u32")).collect();
+        let stained = visibility == Visibility::CacheLine && !hosts.is_empty();
+        for region in &mut self.regions {
+            let slots = region.slots.iter();
+            let damaged: Vec<bool> = slots.map(|slot| matches!(slot, Slot::Damaged)).collect();
+            if !damaged.contains(&true) {
+                // One page, or none.
+                region.page_bytes = if stained { region.bytes } else { 0 };
+            }
+            let capacity = region.bytes.checked_div(region.page_bytes).unwrap_or(0);
+            let slot = |index: usize| match damaged.get(index) {
+                Some(true) => Slot::Damaged,
+                _ if stained => Slot::Stained(Generation(0), hosts.clone()),
+                _ => Slot::Vacant,
+            };
+            let capacity = usize::try_from(capacity).expect("a region has fewer than 2^32 pages");
+            region.slots = (0..capacity).map(slot).collect();
+        }
+        self.sessions.clear();
+        self.unclaimed.clear();
+        self.withheld = true;
     }
 
     /// Takes pages whose memory was found to be bad into use again. Returns how many.

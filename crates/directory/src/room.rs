@@ -39,6 +39,10 @@ impl Directory {
         let session = self.sessions.live.get(&id).ok_or(ReserveOutcome::OutOfMemory)?;
         let (instance, host) = (session.instance, session.host);
         let excess = self.over_budget(instance, page_bytes * wanted)?;
+        if self.pages.free_pages(page_bytes) < wanted {
+            // What nobody has claimed goes before what is evicted.
+            self.sweep_unclaimed(u32::MAX);
+        }
         let wanted = wanted.saturating_sub(self.stains.count(host, page_bytes));
         if self.pages.free_pages(page_bytes) < wanted && !self.could_free(page_bytes, wanted) {
             return Err(ReserveOutcome::OutOfMemory);
@@ -196,6 +200,10 @@ impl Directory {
     /// Above the high watermark, evicts the globally coldest entries down to the low one, at most
     /// `work` of them; the next tick goes on. Returns how many.
     pub(crate) fn evict_to_watermark(&mut self, work: u32) -> u32 {
+        if self.pages.reasons.unclaimed > 0 {
+            // Most of these pages are vacant, and are soon known to be.
+            return 0;
+        }
         let share = |permille: u32| {
             let bytes = u128::from(self.pages.capacity_bytes) * u128::from(permille) / 1000;
             u64::try_from(bytes).unwrap_or(u64::MAX)

@@ -24,6 +24,8 @@ const ADDRESS_SPACE_MIN: u64 = 64 << 30;
 /// The memory of one server.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    // Dropped in this order: what is removed is locked until then.
+    made: Made,
     pub(crate) topology: Topology,
     pub(crate) geometry: Geometry,
     /// Held so that the devices stay locked.
@@ -39,6 +41,8 @@ pub(crate) struct Pool {
 /// The devices of a pool, open and locked, and not laid out yet.
 #[derive(Debug)]
 pub(crate) struct Devices {
+    // Dropped in this order: what is removed is locked until then.
+    made: Made,
     all: Vec<Device>,
     temporary: Option<PathBuf>,
     /// A killed server left it, so it may be another's than this server's to go on with.
@@ -65,18 +69,18 @@ impl Devices {
             }
         };
         check_backing(&devices)?;
-        made.keep();
         if devices.is_empty() {
             return Err(StartError::NoDevice);
         }
-        Ok(Self { all: devices, temporary, left_behind })
+        Ok(Self { all: devices, temporary, made, left_behind })
     }
 
     /// A temporary pool that is made anew: what a killed server left is of no use.
     pub(crate) fn anew(spec: &DeviceSpec) -> Result<Self, StartError> {
-        let device = create_temporary(spec, &mut Made::default())?;
+        let mut made = Made::default();
+        let device = create_temporary(spec, &mut made)?;
         let temporary = Some(spec.path.clone());
-        Ok(Self { all: vec![device], temporary, left_behind: false })
+        Ok(Self { all: vec![device], temporary, made, left_behind: false })
     }
 
     /// Where the store of this pool is kept if nobody says otherwise: beside the first device, or where
@@ -115,6 +119,7 @@ impl Devices {
             visibility,
             populates: Vec::new(),
             temporary: self.temporary,
+            made: self.made,
         }
     }
 }
@@ -153,11 +158,14 @@ fn create_temporary(spec: &DeviceSpec, made: &mut Made) -> Result<Device, StartE
 }
 
 impl Pool {
-    /// Says in the devices' headers that they are served in this epoch.
+    /// Says in the devices' headers that they are served in this epoch. From now on those that were
+    /// made for that stay.
     pub(crate) fn begin_epoch(&mut self, epoch: u64) -> Result<(), StartError> {
         // The directory keeps epochs below 2^32.
         let epoch = u32::try_from(epoch).unwrap_or(u32::MAX);
-        Ok(self.devices.iter_mut().try_for_each(|device| device.begin_epoch(epoch))?)
+        self.devices.iter_mut().try_for_each(|device| device.begin_epoch(epoch))?;
+        self.made.0.clear();
+        Ok(())
     }
 
     /// Says in the devices' headers that nobody writes to them.
@@ -232,12 +240,6 @@ impl Drop for Pool {
 /// Files made for a server that may yet be refused; removed at drop.
 #[derive(Debug, Default)]
 struct Made(Vec<PathBuf>);
-
-impl Made {
-    fn keep(mut self) {
-        self.0.clear();
-    }
-}
 
 impl Drop for Made {
     fn drop(&mut self) {
@@ -315,7 +317,9 @@ mod tests {
     }
 
     fn open(config: &PoolConfig, region_bytes: Option<u64>) -> Result<Pool, StartError> {
-        Ok(Devices::open(config)?.into_pool(region_bytes, Visibility::Coherent))
+        let mut pool = Devices::open(config)?.into_pool(region_bytes, Visibility::Coherent);
+        pool.begin_epoch(1)?;
+        Ok(pool)
     }
 
     #[test]

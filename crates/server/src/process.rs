@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::listener::Stream;
+use crate::store::System;
 
 /// The process behind one session, held by a descriptor that its number cannot be mistaken by.
 #[derive(Debug)]
@@ -86,11 +87,11 @@ fn stat<T>(
     read(&mut fields.split_whitespace())
 }
 
-/// In which numbers of processes mean what they mean now: a boot, and a PID namespace.
-pub(crate) fn numbering() -> String {
+/// What this process runs under.
+pub(crate) fn system() -> System {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    format!("{} {}", boot.trim(), space.display())
+    System { boot: boot.trim().to_owned(), processes: space.display().to_string() }
 }
 
 impl Found {

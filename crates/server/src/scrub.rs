@@ -222,7 +222,7 @@ mod tests {
 
     use super::*;
     use crate::service::ServiceConfig;
-    use crate::store::{Durability, FileDisk};
+    use crate::store::{Durability, FileDisk, System};
 
     const MIB: u64 = 1 << 20;
 
@@ -245,7 +245,7 @@ mod tests {
                 checksums: true,
                 durability: Durability::None,
                 may_be_written: false,
-                processes: String::new(),
+                system: System::default(),
             };
             let opened = Service::open(config, None, 0, Millis(0), &mut |_| {});
             let mut service = opened.unwrap().0;

@@ -170,6 +170,13 @@ impl Server {
         self.found
     }
 
+    /// Whether it grants no page for the time of a quarantine, since somebody may still write to the
+    /// pool and it is not known where.
+    #[must_use]
+    pub fn withholds(&self) -> bool {
+        self.service.directory().is_withheld()
+    }
+
     /// What stops this server.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
@@ -197,7 +204,7 @@ impl Server {
     /// Serves until it is stopped, or until nothing can be stored for another reason than a lack of
     /// space: then a server that is started anew goes on from what is.
     pub fn run(mut self) -> io::Result<()> {
-        let served = self.serve_all().and_then(|()| self.service.settle().map_err(broken));
+        let served = self.serve_all().and_then(|()| self.service.close().map_err(broken));
         match &served {
             Ok(()) if self.service.directory().nobody_writes() => self.pool.end_service(),
             Ok(()) => {}
@@ -523,7 +530,8 @@ fn open_store(
 ) -> Result<Opened, StartError> {
     let path = config.store.clone().unwrap_or_else(|| devices.default_store());
     let failed = |source| StartError::Store { store: path.clone(), source };
-    let synced = config.durability == Durability::Fsync;
+    let hosts_matter = matches!(visibility, Visibility::CacheLine { .. });
+    let synced = config.durability == Durability::Fsync || hosts_matter;
     let mut disk = match config.durability {
         Durability::None => None,
         Durability::Process | Durability::Fsync => {
@@ -547,7 +555,7 @@ fn open_store(
         checksums: config.checksums,
         durability: config.durability,
         may_be_written,
-        processes: process::numbering(),
+        system: process::system(),
     };
     match Service::open(service, disk, pool_epoch, Millis(0), progress) {
         Ok((service, found)) => Ok((service, pool, found)),

@@ -6,11 +6,11 @@
 use maru_directory::{Config, Directory, Geometry, Gone, Look, Millis, ProcessId, Recovery, Tick};
 use maru_protocol::{
     FRAME_BYTES_MAX, Handle, Hello, Limits, Refusal, Reply, Request, Secret, SessionId, Topology,
-    Welcome,
+    Visibility, Welcome,
 };
 
 use crate::store::{
-    self, Beginning, Disk, Durability, Log, PoolIdentity, Progress, Replayed, StoreError,
+    self, Beginning, Disk, Durability, Log, PoolIdentity, Progress, Replayed, StoreError, System,
 };
 
 /// Records that may gather before they are stored, in bytes.
@@ -31,8 +31,8 @@ pub struct ServiceConfig {
     pub durability: Durability,
     /// Somebody may still write to the pool who was told so by a server that left no store.
     pub may_be_written: bool,
-    /// In which numbers of processes mean what they mean now: a boot and a PID namespace.
-    pub processes: String,
+    /// What this runs under.
+    pub system: System,
 }
 
 /// Why a service cannot start.
@@ -75,6 +75,9 @@ pub enum Found {
     NewPool,
     /// A pool that a server had before, and no store. It starts empty.
     StoreGone,
+    /// A store that may be behind its pool: what it was told last was not on the disk when the
+    /// operating system came down. The pool starts empty.
+    StoreBehind,
     /// Entries, and sessions that may come back.
     Store {
         /// Entries.
@@ -124,7 +127,7 @@ impl<D: Disk> Service<D> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Self, Found), OpenError> {
         let identity = config.identity();
-        let ServiceConfig { topology, checksums, durability, processes, geometry, .. } = config;
+        let ServiceConfig { topology, checksums, durability, system, geometry, .. } = config;
         let mut directory = config.directory;
         directory.recorded = disk.is_some();
         directory.visibility = topology.visibility;
@@ -143,14 +146,19 @@ impl<D: Disk> Service<D> {
                     directory.withhold(now);
                 }
                 let found = if pool_epoch > 0 { Found::StoreGone } else { Found::NewPool };
-                (directory, Replayed::default(), found)
+                (directory, Replayed::nothing(&mut disk)?, found)
             }
             Some(head) => {
                 check(&head, &identity, pool_epoch).map_err(OpenError::Mismatch)?;
                 directory.epoch = directory.epoch.max(head.epoch + 1);
                 let mut recovery = Recovery::new(&geometry)?;
-                let replayed = store::replay(&mut disk, &mut recovery, false, progress)?;
-                if head.processes != processes {
+                let is_behind =
+                    config.may_be_written && !head.fsync && head.system.boot != system.boot;
+                let mut replayed = store::replay(&mut disk, &mut recovery, is_behind, progress)?;
+                if is_behind {
+                    recovery.distrust(topology.visibility);
+                    replayed.discard();
+                } else if head.system != system {
                     recovery.forget_processes();
                 }
                 let directory = recovery.finish(directory, now).map_err(StoreError::Records)?;
@@ -159,13 +167,14 @@ impl<D: Disk> Service<D> {
                     sessions: directory.sessions_awaited(),
                     torn_bytes: replayed.torn_bytes,
                 };
-                (directory, replayed, found)
+                (directory, replayed, if is_behind { Found::StoreBehind } else { found })
             }
         };
         let epoch = directory.config().epoch;
-        let beginning = Beginning { pool: identity, epoch, processes, durability };
-        let log = Log::begin(disk, &replayed, beginning, &directory)?;
-        Ok((Self { directory, log: Some(log), topology, checksums }, found))
+        let hosts = directory.config().visibility == Visibility::CacheLine;
+        let beginning = Beginning { pool: identity, epoch, system, durability, hosts };
+        let log = Some(Log::begin(disk, &replayed, beginning, &directory)?);
+        Ok((Self { directory, log, topology, checksums }, found))
     }
 
     /// The directory, to look at.
@@ -200,11 +209,18 @@ impl<D: Disk> Service<D> {
     fn store(&mut self) -> Result<(), StoreError> {
         let Some(log) = &mut self.log else { return Ok(()) };
         if self.directory.records_len() > 0 {
-            log.append(&self.directory.take_records())?;
+            let hosts = self.directory.hosts_len();
+            log.append(&self.directory.take_records(), hosts)?;
         }
         log.keep_up(&self.directory)?;
         self.directory.set_store_full(log.is_full());
         Ok(())
+    }
+
+    /// Stores all, so that it outlives the operating system. Nothing may change any more.
+    pub fn close(&mut self) -> Result<(), StoreError> {
+        self.settle()?;
+        self.log.as_mut().map_or(Ok(()), Log::close)
     }
 
     /// Opens a session, or goes on with one. See [`Directory::hello`].

@@ -11,11 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use maru_directory::Config;
+use maru_memory::DeviceSpec;
 use maru_protocol::{
     Answer, Body, CommitItem, FRAME_BYTES_MAX, FrameKind, HEADER_LEN, Header, Hello, Key, Refusal,
     Request, ReserveOutcome, Resume, SessionId, Standing,
 };
-use maru_server::{Embedded, Server, ServerConfig, StartError};
+use maru_server::{Embedded, PoolConfig, Server, ServerConfig, StartError};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use wire::{Pool, Wire, config};
@@ -157,6 +158,25 @@ fn what_is_not_a_socket_is_left_alone() {
     assert!(matches!(error, StartError::NotASocket { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     assert!(!folder.path().join("pool").exists(), "nothing is left behind");
+}
+
+/// The new pool of a server that was refused its store stayed.
+#[test]
+fn a_pool_that_was_made_for_nothing_is_removed() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let config = |name: &str| ServerConfig {
+        socket: Some(path("socket")),
+        store: Some(path("store")),
+        ..ServerConfig::new(PoolConfig::Devices(vec![DeviceSpec {
+            path: path(name),
+            bytes: Some(8 << 20),
+        }]))
+    };
+    drop(Embedded::start(&config("first")).unwrap());
+    let error = Embedded::start(&config("second")).unwrap_err();
+    assert!(matches!(error, StartError::Mismatch { .. }), "{error}");
+    assert!(path("first").exists() && !path("second").exists());
 }
 
 #[test]

@@ -13,8 +13,8 @@ use crate::WATCHDOG;
 /// A client's timeout for the tests that run into it.
 pub const SHORT: Duration = Duration::from_millis(500);
 
-/// How often a pool is looked at while something is waited for.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often something is looked at that is waited for.
+pub(crate) const LOOK: Duration = Duration::from_millis(2);
 
 /// A server with a pool in /dev/shm, and a folder for both. Everything is gone with it.
 #[derive(Debug)]
@@ -126,33 +126,38 @@ impl TestPool {
         (stats.pins, stats.pages_reserved)
     }
 
-    /// Waits until nobody holds anything and every byte is free or resident; panics with what is
-    /// left if that does not come, or if a rule was broken.
+    /// Waits until nothing is left. See [`assert_nothing_left`].
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        let watcher = self.client("watcher");
-        let start = Instant::now();
-        loop {
-            let stats = stats(&watcher);
-            let violations = stats.counters.rule_violations;
-            assert_eq!(violations, 0, "a rule is broken: {stats:#?}");
-            let held = stats.pins + stats.pages_reserved + stats.pages_quarantined;
-            if held == 0 && stats.lost_bytes() == 0 {
-                return;
-            }
-            if start.elapsed() > WATCHDOG {
-                let holders = watcher.holders(0, 16).map(|page| page.holders);
-                panic!(
-                    "{} pins, {} reserved and {} quarantined pages, {} lost bytes are left; held \
-                     by {holders:#?}",
-                    stats.pins,
-                    stats.pages_reserved,
-                    stats.pages_quarantined,
-                    stats.lost_bytes()
-                );
-            }
-            std::thread::sleep(LOOK);
+        assert_nothing_left(&self.client("watcher"));
+    }
+}
+
+/// Waits until nobody holds anything and every byte is free or resident; panics with what is left if
+/// that does not come, or if a rule was broken.
+#[track_caller]
+pub fn assert_nothing_left(watcher: &Client) {
+    let start = Instant::now();
+    loop {
+        let stats = stats(watcher);
+        let violations = stats.counters.rule_violations;
+        assert_eq!(violations, 0, "a rule is broken: {stats:#?}");
+        let held = stats.pins + stats.pages_reserved + stats.pages_quarantined;
+        if held == 0 && stats.lost_bytes() == 0 {
+            return;
         }
+        if start.elapsed() > WATCHDOG {
+            let holders = watcher.holders(0, 16).map(|page| page.holders);
+            panic!(
+                "{} pins, {} reserved and {} quarantined pages, {} lost bytes are left; held by \
+                 {holders:#?}",
+                stats.pins,
+                stats.pages_reserved,
+                stats.pages_quarantined,
+                stats.lost_bytes()
+            );
+        }
+        std::thread::sleep(LOOK);
     }
 }
 

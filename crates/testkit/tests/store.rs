@@ -9,7 +9,7 @@ use maru_protocol::{
     ReserveOutcome, Secret, SessionId, Topology, Visibility,
 };
 use maru_server::service::{Found, Mismatch, OpenError, Service, ServiceConfig};
-use maru_server::store::{Disk, Durability, FileDisk, Flaw, StoreError};
+use maru_server::store::{Disk, Durability, FileDisk, Flaw, StoreError, System};
 use maru_testkit::MemoryDisk;
 use uuid::Uuid;
 
@@ -30,7 +30,7 @@ fn config(durability: Durability) -> ServiceConfig {
         checksums: false,
         durability,
         may_be_written: false,
-        processes: "boot".to_owned(),
+        system: System { boot: "1".to_owned(), processes: "here".to_owned() },
     }
 }
 
@@ -176,10 +176,21 @@ fn three_segments() -> MemoryDisk {
     disk
 }
 
+/// Where a segment ends, and where its last frame begins.
+fn last_frame(bytes: &[u8]) -> (usize, usize) {
+    let (mut at, mut last) = (8, 8);
+    while let Some(len) = bytes[at..].first_chunk() {
+        last = at;
+        at += 12 + u32::from_le_bytes(*len) as usize;
+    }
+    assert_eq!(at, bytes.len());
+    (at, last)
+}
+
 #[test]
 fn rot_is_found_and_nothing_is_served() {
     for segment in 1..=3 {
-        let len = three_segments().with_bytes(segment, |bytes| bytes.len()).unwrap();
+        let (len, last) = three_segments().with_bytes(segment, |bytes| last_frame(bytes)).unwrap();
         for at in (0..len).step_by(41) {
             let disk = three_segments();
             disk.with_bytes(segment, |bytes| bytes[at] ^= 0x10);
@@ -189,10 +200,9 @@ fn rot_is_found_and_nothing_is_served() {
                     assert_eq!(found, segment);
                 }
                 Err(OpenError::Store(StoreError::Sequence { .. })) => {}
-                // Of the last, whatever may come of a crash is taken for that.
-                Ok((_, Found::Store { torn_bytes, .. })) if segment == 3 => {
-                    let head_lost = torn_bytes == 0;
-                    assert!(torn_bytes > 0 || head_lost);
+                // Nothing tells it from a write that a crash cut off, which nobody was told of.
+                Ok((_, Found::Store { torn_bytes, .. })) if segment == 3 && at >= last => {
+                    assert_eq!(torn_bytes, (len - last) as u64);
                     continue;
                 }
                 other => panic!("byte {at} of segment {segment}: {:?}", other.map(|(_, f)| f)),
@@ -278,15 +288,16 @@ fn a_pool_without_its_store_grants_nothing_for_a_while() {
         };
         assert_eq!(reserve(&mut service, NOW), ReserveOutcome::OutOfMemory);
         let renew = Request { seq: 0, acked: 0, body: Body::Renew };
-        for now in (0..30_000).step_by(5_000) {
+        for now in (0..40_000).step_by(5_000) {
             service.apply(Millis(now), id, &renew).unwrap();
             service.tick(Millis(now)).unwrap();
         }
-        assert_eq!(reserve(&mut service, Millis(29_999)), ReserveOutcome::OutOfMemory);
+        // A lease, and then a quarantine.
+        assert_eq!(reserve(&mut service, Millis(39_999)), ReserveOutcome::OutOfMemory);
         // A second server that is killed before the time is over begins to count anew.
         if service.epoch() == 6 {
-            service.tick(Millis(30_000)).unwrap();
-            let granted = reserve(&mut service, Millis(30_000));
+            service.tick(Millis(40_000)).unwrap();
+            let granted = reserve(&mut service, Millis(40_000));
             assert!(matches!(granted, ReserveOutcome::Granted(_)));
         }
     }
@@ -300,6 +311,51 @@ fn a_power_failure_takes_nothing_that_was_synced() {
     let before = first.snapshot();
     let (second, _) = Serving::open(disk.durable_image());
     rules::acknowledged_is_recoverable(&before, &second.snapshot()).unwrap();
+}
+
+/// The operating system came down. What the store was told last was not on the disk, and the pool, which
+/// is another machine's memory, is ahead of it.
+#[test]
+fn a_store_that_may_be_behind_its_pool_is_not_trusted() {
+    let disk = MemoryDisk::default();
+    let (mut first, _) = Serving::open(disk.clone());
+    first.store(&names(0, 10));
+    first.service.close().unwrap();
+    first.store(&names(10, 10));
+    drop(first);
+    let again = |boot: &str, in_service: bool| ServiceConfig {
+        may_be_written: in_service,
+        system: System { boot: boot.to_owned(), processes: "here".to_owned() },
+        ..config(Durability::Process)
+    };
+    let lost = disk.durable_image();
+    // The same system: its disk is as it was written.
+    let (_, found) = Serving::open_with(again("1", true), disk.image()).unwrap();
+    assert!(matches!(found, Found::Store { entries: 20, .. }), "{found:?}");
+    // It was closed in good order, and nobody wrote since.
+    let (_, found) = Serving::open_with(again("2", false), lost.image()).unwrap();
+    assert!(matches!(found, Found::Store { entries: 10, .. }), "{found:?}");
+    for image in [lost, disk] {
+        let (behind, found) = Serving::open_with(again("2", true), image.clone()).unwrap();
+        assert_eq!(found, Found::StoreBehind);
+        assert!(behind.snapshot().entries.is_empty());
+        assert!(behind.service.directory().withheld_ms(NOW) > 0);
+        drop(behind);
+        let (next, found) = Serving::open_with(again("2", true), image).unwrap();
+        assert!(matches!(found, Found::Store { entries: 0, .. }), "{found:?}");
+        assert!(next.service.directory().withheld_ms(NOW) > 0, "nor does the next forget that");
+    }
+}
+
+#[test]
+fn a_store_of_which_nothing_was_on_the_disk_is_none() {
+    let disk = MemoryDisk::default();
+    let (mut first, _) = Serving::open(disk.clone());
+    first.store(&names(0, 10));
+    drop(first);
+    let (second, found) = Serving::open(disk.durable_image());
+    assert_eq!(found, Found::NewPool);
+    assert!(second.snapshot().entries.is_empty());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! blocks a line; it answers a line on stdout, and at the end tells what its books say.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{BufRead, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use maru_l1::{
     EvictionController, L1Error, L1Manager, LocalL1Manager, MaruL1Manager, MemoryLayoutDesc,
     ObjectKey, Outcomes, ReadObject, Write, WriteObject,
 };
+use maru_memory::checksum;
 use serde::{Deserialize, Serialize};
 
 use super::block::Blocks;
@@ -90,6 +93,8 @@ struct Instance {
     blocks: Blocks,
     buffer: Vec<u8>,
     latencies: BTreeMap<&'static str, Histogram<u64>>,
+    /// What is acknowledged is written down here.
+    ledger: Option<File>,
 }
 
 impl Instance {
@@ -111,6 +116,11 @@ impl Instance {
             blocks: Blocks::new(&order.run, order.seed),
             buffer: vec![0; usize::try_from(order.page_bytes).context("the page is too large")?],
             latencies: BTreeMap::new(),
+            ledger: order
+                .ledger
+                .map(File::create_new)
+                .transpose()
+                .context("cannot make a ledger")?,
         })
     }
 
@@ -132,7 +142,7 @@ impl Instance {
         outcome.hit = hit as u64;
         let rest = blocks[hit..].chunks(STORE_BATCH).zip(keys[hit..].chunks(STORE_BATCH));
         for (blocks, keys) in rest {
-            self.store(blocks, keys, &mut outcome);
+            self.store(blocks, keys, &mut outcome)?;
         }
         if self.is_private {
             outcome.used_bytes = self.l1.memory_usage().used_bytes;
@@ -190,9 +200,14 @@ impl Instance {
         if protected && finished.iter().all(Result::is_ok) { keys.len() } else { 0 }
     }
 
-    fn store(&mut self, blocks: &[u64], keys: &[ObjectKey], outcome: &mut Outcome) {
+    fn store(
+        &mut self,
+        blocks: &[u64],
+        keys: &[ObjectKey],
+        outcome: &mut Outcome,
+    ) -> anyhow::Result<()> {
         let staged = self.reserve_write(keys);
-        let mut written: Vec<ObjectKey> = Vec::new();
+        let (mut written, mut checksums): (Vec<ObjectKey>, Vec<u64>) = Default::default();
         for ((block, key), staged) in blocks.iter().zip(keys).zip(staged) {
             match staged {
                 Ok(chunk) => {
@@ -202,17 +217,34 @@ impl Instance {
                     let _ = chunk.write(|bytes| bytes.copy_from_slice(&self.buffer));
                     outcome.write_ns += nanos(start.elapsed());
                     written.push(key.clone());
+                    if self.ledger.is_some() {
+                        checksums.push(checksum(&self.buffer));
+                    }
                 }
                 Err(L1Error::OutOfMemory) => outcome.without_memory += 1,
                 Err(_) => outcome.not_stored_again += 1,
             }
         }
         if written.is_empty() {
-            return;
+            return Ok(());
         }
         let finished = self.timed("finish_write", |l1| l1.finish_write(&written, TAG));
         // Of the others nobody knows whether they are stored; nothing wrong can come of it.
         outcome.stored += finished.iter().filter(|finished| finished.is_ok()).count() as u64;
+        self.write_down(written.iter().zip(&checksums).zip(&finished))
+    }
+
+    /// Notes in the ledger, if there is one, which of these blocks are stored for certain.
+    fn write_down<'a>(
+        &mut self,
+        finished: impl Iterator<Item = ((&'a ObjectKey, &'a u64), &'a Result<(), L1Error>)>,
+    ) -> anyhow::Result<()> {
+        let Some(ledger) = &mut self.ledger else { return Ok(()) };
+        let mut lines = String::new();
+        for ((key, checksum), _) in finished.filter(|(_, finished)| finished.is_ok()) {
+            let _ = writeln!(lines, "{checksum:016x} {key}");
+        }
+        ledger.write_all(lines.as_bytes()).context("cannot write into the ledger")
     }
 
     /// Stages all of these blocks. Where L1 is full, makes room and asks once more.

@@ -95,6 +95,10 @@ pub(crate) struct Replay {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Have each instance write down what is acknowledged to it, in a file of this folder: a line a
+    /// block, with the checksum of its bytes and its key. For those who kill the server meanwhile.
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    ledger: Option<PathBuf>,
     #[command(flatten)]
     l1_args: L1Args,
 }
@@ -168,6 +172,7 @@ impl Replay {
             page_bytes: self.page_size,
             speed_up: self.speed_up,
             seed: self.seed,
+            ledger: self.ledger.as_deref(),
         };
         let private = match self.l1 {
             L1Kind::Maru => None,

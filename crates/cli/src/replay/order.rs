@@ -1,5 +1,7 @@
 //! What an instance is told at its start: a line of JSON. It reads neither flags nor environment.
 
+use std::path::PathBuf;
+
 use maru_l1::L1ManagerConfig;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +13,8 @@ pub(crate) struct Order {
     pub(crate) seed: u64,
     pub(crate) page_bytes: u64,
     pub(crate) l1: L1ManagerConfig,
+    /// Where to write down what is acknowledged, before anything else is asked.
+    pub(crate) ledger: Option<PathBuf>,
 }
 
 #[cfg(test)]
@@ -34,7 +38,8 @@ mod tests {
             let eviction = EvictionConfig { policy: EvictionPolicyKind::Arc, ..Default::default() };
             let read_ttl = Duration::from_millis(1500);
             let l1 = L1ManagerConfig { maru, eviction, read_ttl, ..L1ManagerConfig::default() };
-            let order = Order { run: "7-shared".to_owned(), seed: 3, page_bytes: 4096, l1 };
+            let (run, ledger) = ("7-shared".to_owned(), Some("/tmp/c d".into()));
+            let order = Order { run, seed: 3, page_bytes: 4096, l1, ledger };
             let line = serde_json::to_string(&order).unwrap();
             assert!(!line.contains('\n'));
             assert_eq!(serde_json::from_str::<Order>(&line).unwrap(), order);

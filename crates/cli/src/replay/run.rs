@@ -1,5 +1,6 @@
 //! One replay: instances as processes, requests in turn.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ pub(crate) struct Dispatch<'a> {
     pub(crate) page_bytes: u64,
     pub(crate) speed_up: Option<f64>,
     pub(crate) seed: u64,
+    /// A folder where each instance writes down what is acknowledged to it.
+    pub(crate) ledger: Option<&'a Path>,
     /// Set when the user wants it to end.
     pub(crate) interrupted: &'a AtomicBool,
 }
@@ -51,7 +54,7 @@ impl Dispatch<'_> {
     pub(crate) fn run(&self, title: &str, l1s: &[L1ManagerConfig]) -> anyhow::Result<Run> {
         let run = format!("{}-{}", std::process::id(), title.split(' ').next().unwrap_or("run"));
         let watcher = Watcher::new(l1s, self.page_bytes)?;
-        let processes = l1s.iter().map(|l1| self.start(&run, l1).map(Some));
+        let processes = (0..).zip(l1s).map(|(index, l1)| self.start(&run, index, l1).map(Some));
         let mut instances = Instances {
             processes: processes.collect::<anyhow::Result<_>>()?,
             watcher,
@@ -80,9 +83,10 @@ impl Dispatch<'_> {
         Ok(run)
     }
 
-    fn start(&self, run: &str, l1: &L1ManagerConfig) -> anyhow::Result<Process> {
+    fn start(&self, run: &str, index: u32, l1: &L1ManagerConfig) -> anyhow::Result<Process> {
+        let ledger = self.ledger.map(|folder| folder.join(format!("{run}-{index}")));
         let (run, l1) = (run.to_owned(), l1.clone());
-        let order = Order { run, seed: self.seed, page_bytes: self.page_bytes, l1 };
+        let order = Order { run, seed: self.seed, page_bytes: self.page_bytes, l1, ledger };
         let mut process = Process::spawn(&order)?;
         // It says once that it is ready, as if that were the outcome of a request.
         let ready = process.outcome().context("an instance did not start; its message is above");

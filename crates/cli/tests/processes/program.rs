@@ -4,14 +4,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::process::{Child, Command};
 
-use super::common::{Serving, json, maru, run, stderr, text, wait_until};
+use super::common::{json, maru, run, serve, stderr};
 use maru_client::{Acquire, Reserve, Reserved};
 use maru_protocol::Key;
+use maru_testkit::{text, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn a_server_is_looked_into_and_stops_cleanly() {
-    let mut serving = Serving::start("16MiB", &["--listen", "127.0.0.1:0"]);
+    let mut serving = serve("16MiB", &["--listen", "127.0.0.1:0"]);
     let client = serving.connect().unwrap();
     let keys =
         [Key::new(b"m@00000000@aa@0").unwrap(), Key::new(b"m@00000000@bb\x1b[31m@0").unwrap()];
@@ -52,7 +53,7 @@ fn a_server_is_looked_into_and_stops_cleanly() {
 
 #[test]
 fn a_second_server_is_refused_and_the_first_goes_on() {
-    let serving = Serving::start("16MiB", &[]);
+    let serving = serve("16MiB", &[]);
     let (socket, pool) = (serving.socket(), serving.pool());
     let same_socket = run(&["serve", "--socket", text(&socket), "--pool", "/dev/shm/never:16MiB"]);
     assert_eq!(same_socket.status.code(), Some(1));
@@ -66,6 +67,13 @@ fn a_second_server_is_refused_and_the_first_goes_on() {
     assert_eq!(same_pool.status.code(), Some(1));
     assert!(stderr(&same_pool).contains("in use by another server"), "{}", stderr(&same_pool));
     assert!(serving.connect().is_some());
+}
+
+/// One below the time that a session outlives its connection was refused, in words of no flag.
+#[test]
+fn the_shortest_lease_is_taken() {
+    let serving = serve("8MiB", &["--lease-ms", "100"]);
+    assert!(serving.client().stats().is_ok());
 }
 
 #[test]
@@ -188,7 +196,7 @@ fn what_cannot_be_written_is_named() {
 #[test]
 fn a_hang_up_ends_a_server_unless_it_was_told_to_go_on() {
     let hang_up = |child: &Child| kill_process(Pid::from_child(child), Signal::HUP).unwrap();
-    let mut serving = Serving::start("8MiB", &[]);
+    let mut serving = serve("8MiB", &[]);
     hang_up(&serving.child);
     assert!(serving.child.wait().unwrap().success());
     assert!(!serving.socket().exists(), "it ended in good order");

@@ -6,7 +6,8 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::common::{Serving, json, maru, run, stderr, text, wait_until};
+use super::common::{json, maru, run, serve, stderr};
+use maru_testkit::{text, wait_until};
 use serde_json::Value;
 
 const SMALL: [&str; 9] = [
@@ -103,7 +104,7 @@ fn the_settings_of_an_l1_reach_the_instances() {
 
 #[test]
 fn the_environment_may_name_the_server_and_the_prefix() {
-    let serving = Serving::start("16MiB", &[]);
+    let serving = serve("16MiB", &[]);
     let run = |args: &[&str]| {
         let mut command = maru(&with(args));
         command.env("MARU_SERVER_URL", serving.socket()).env("MARU_INSTANCE_ID", "blue");
@@ -133,7 +134,7 @@ fn instances_may_come_over_unix_sockets_and_tcp() {
 
 #[test]
 fn a_running_server_can_be_used_again_and_again() {
-    let serving = Serving::start("8MiB", &[]);
+    let serving = serve("8MiB", &[]);
     let socket = serving.socket();
     let args = with(&["--json", "--l1", "maru", "--maru-server-url", text(&socket)]);
     let (first, second) = (json(&args), json(&args));
@@ -224,7 +225,7 @@ fn a_replay_that_fails_leaves_the_last_report_as_it_was() {
 
 #[test]
 fn a_server_that_cannot_take_part_is_named_before_the_work() {
-    let (one, two) = (Serving::start("8MiB", &[]), Serving::start("16MiB", &[]));
+    let (one, two) = (serve("8MiB", &[]), serve("16MiB", &[]));
     let (one, two) = (one.socket(), two.socket());
     let page = ["--page-size", "4MiB", "--maru-server-url", text(&one)];
     let too_large = run(&[&["replay", "--l1", "maru", "--requests", "9"][..], &page].concat());

@@ -1,11 +1,12 @@
 //! The server is killed and started again.
 
+use maru_directory::Config;
 use maru_protocol::{
     Answer, Body, CommitItem, CommitOutcome, DeleteOutcome, Handle, Location, Presence, Refusal,
     ReleaseOutcome, Request, ReserveOutcome, SessionId, Standing,
 };
 
-use crate::pool::{MIB, Pool, keys, local};
+use crate::pool::{MIB, Pool, config, keys, local, memory};
 
 #[test]
 fn what_was_committed_is_found_again_and_what_left_is_not() {
@@ -107,6 +108,39 @@ fn what_nobody_claims_is_vacant_once_all_are_back() {
     pool.tick(0);
     let stats = pool.stats(a);
     assert_eq!((stats.pages_unclaimed, stats.pages_quarantined), (0, 0));
+}
+
+/// A reserve that came before the tick evicted a chunk.
+#[test]
+fn what_nobody_claims_is_granted_before_anything_is_evicted() {
+    let mut pool = Pool::new(4);
+    let a = pool.hello("a");
+    pool.store_all(a, &["1", "2", "3"]);
+    pool.restart();
+    assert_eq!(pool.claim(a, 1, &[], &[]), Ok(Answer::Done));
+    pool.grant(a, "w", MIB);
+    assert_eq!(pool.resident(a, &["1", "2", "3"]), ["1", "2", "3"]);
+    assert_eq!(pool.stats(a).pages_unclaimed, 0);
+    pool.grant(a, "x", MIB);
+    assert_eq!(pool.resident(a, &["1", "2", "3"]), ["2", "3"]);
+}
+
+/// All that was vacant is quarantined until it is known who writes to it: that was taken for a pool
+/// that is nearly full.
+#[test]
+fn what_is_unclaimed_leads_to_no_eviction() {
+    let config = Config { watermark_high_permille: 900, watermark_low_permille: 500, ..config() };
+    let mut pool = Pool::with(config, &memory(4));
+    let (a, _lost) = (pool.hello("a"), pool.hello("b"));
+    pool.store_all(a, &["1", "2", "3"]);
+    pool.restart();
+    assert_eq!(pool.claim(a, 1, &[], &[]), Ok(Answer::Done));
+    pool.tick(9_999);
+    pool.ask(a, Body::Renew).unwrap();
+    pool.tick(1);
+    assert_eq!(pool.stats(a).pages_unclaimed, 1);
+    pool.tick(1);
+    assert_eq!(pool.stats(a).counters.evicted(), 0);
 }
 
 #[test]

@@ -372,7 +372,7 @@ impl L1Manager for MaruL1Manager {
     fn report_status(&self) -> L1Status {
         let (held, staged) = {
             let (state, now) = self.shared.state();
-            let held = state.held.values();
+            let held = state.held.values().filter(|held| !held.page.is_lost());
             let held = held.map(|one| (one.lock.is_locked(now), one.page.is_temporary()));
             (Counts::of(held), state.staging.counts(now))
         };

@@ -329,6 +329,8 @@ fn a_new_epoch_ends_what_was_held_and_begins_anew() {
     proxy.set_upstream(Some(other.socket()));
     // The first request finds out.
     assert_eq!(instance.read(&[key(9)]), [Err(L1Error::KeyNotExist)]);
+    // Chunks that were lost with their session were counted as locked.
+    assert_eq!(manager.report_status().read_locked_count, 0);
     assert_eq!(filled_with(before), [Err(L1Error::KeyNotReadable); 2]);
     assert_eq!(filled_with(manager.unsafe_read(&[key(0)])), [Err(L1Error::KeyNotExist)]);
     assert_eq!(manager.finish_read(&[key(1)], 1), [Err(L1Error::KeyNotExist)]);

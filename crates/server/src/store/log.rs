@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use maru_directory::{Directory, Record};
 
 use super::{
-    Disk, Durability, FRAME_HEADER, Head, MAGIC, PoolIdentity, Replayed, StoreError, append_frame,
+    Disk, Durability, FRAME_HEADER, Head, MAGIC, PoolIdentity, Replayed, StoreError, System,
     split_frame,
 };
 
@@ -31,9 +31,11 @@ const SLACK: u64 = 2;
 pub struct Log<D> {
     disk: D,
     durability: Durability,
+    /// Of how many hosts it is known on the disk, if that matters.
+    hosts: Option<usize>,
     pool: PoolIdentity,
     epoch: u64,
-    processes: String,
+    system: System,
     segment_bytes: u64,
     /// Numbers and lengths, oldest first; the last is written to.
     segments: VecDeque<(u64, u64)>,
@@ -54,10 +56,12 @@ pub struct Beginning {
     pub pool: PoolIdentity,
     /// The epoch that begins.
     pub epoch: u64,
-    /// In which numbers of processes mean what they mean now.
-    pub processes: String,
+    /// What it is written under.
+    pub system: System,
     /// How much a crash may take.
     pub durability: Durability,
+    /// Which hosts there are outlives the operating system in any case: their caches may hold lines.
+    pub hosts: bool,
 }
 
 impl<D: Disk> Log<D> {
@@ -75,16 +79,17 @@ impl<D: Disk> Log<D> {
         for segment in &replayed.unfinished {
             disk.remove(*segment).map_err(StoreError::io("remove an unfinished segment of"))?;
         }
-        let Beginning { pool, epoch, processes, durability } = beginning;
+        let Beginning { pool, epoch, system, durability, hosts } = beginning;
         let bytes: u64 = pool.devices.iter().map(|device| device.bytes).sum();
         let segment_bytes = (bytes / 256).clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
         let segments = replayed.segments.iter().copied().collect();
         let mut log = Self {
             disk,
             durability,
+            hosts: hosts.then_some(0),
             pool,
             epoch,
-            processes,
+            system,
             segment_bytes,
             segments,
             room: 0,
@@ -108,19 +113,29 @@ impl<D: Disk> Log<D> {
         self.segments.iter().map(|(_, len)| len).sum()
     }
 
-    /// Stores what a turn changed. When this is back, a crash takes no more than
-    /// [`Durability`] says.
-    pub fn append(&mut self, records: &[u8]) -> Result<(), StoreError> {
-        let mut frame = Vec::with_capacity(FRAME_HEADER + records.len());
-        append_frame(records, &mut frame);
-        self.write(&frame).map_err(StoreError::io("write to"))?;
-        self.owed += frame.len() as u64 * SLACK;
-        if self.durability == Durability::Fsync
-            && let Some((current, _)) = self.segments.back()
-        {
-            self.disk.sync(*current).map_err(StoreError::io("write back"))?;
+    /// Stores what a turn changed, after which there are so many hosts. When this is back, a crash
+    /// takes no more than [`Durability`] says.
+    pub fn append(&mut self, records: &[u8], hosts: usize) -> Result<(), StoreError> {
+        self.append_frame(records)?;
+        if self.hosts.is_some_and(|known| known < hosts) {
+            self.sync()?;
+            self.hosts = Some(hosts);
         }
         Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        let current = self.segments.back();
+        let synced = current.map_or(Ok(()), |(current, _)| self.disk.sync(*current));
+        synced.map_err(StoreError::io("write back"))
+    }
+
+    fn append_frame(&mut self, records: &[u8]) -> Result<(), StoreError> {
+        let mut frame = Vec::with_capacity(FRAME_HEADER + records.len());
+        super::append_frame(records, &mut frame);
+        self.write(&frame).map_err(StoreError::io("write to"))?;
+        self.owed += frame.len() as u64 * SLACK;
+        if self.durability == Durability::Fsync { self.sync() } else { Ok(()) }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -166,18 +181,19 @@ impl<D: Disk> Log<D> {
             number,
             epoch: self.epoch,
             pool: self.pool.clone(),
-            processes: self.processes.clone(),
+            system: self.system.clone(),
+            fsync: self.durability == Durability::Fsync,
         };
         let mut bytes = MAGIC.to_vec();
-        append_frame(&postcard::to_stdvec(&head).map_err(io::Error::other)?, &mut bytes);
+        super::append_frame(&postcard::to_stdvec(&head).map_err(io::Error::other)?, &mut bytes);
         let checkpoint = directory.checkpoint();
         if !checkpoint.is_empty() {
-            append_frame(&checkpoint, &mut bytes);
+            super::append_frame(&checkpoint, &mut bytes);
         }
         let room = bytes.len() as u64 + self.segment_bytes;
         self.disk.create(number, room)?;
         self.disk.write(number, 0, &bytes)?;
-        if self.durability == Durability::Fsync {
+        if self.durability == Durability::Fsync || self.hosts.is_some() {
             self.disk.sync(number)?;
         }
         if let Some((last, len)) = last {
@@ -213,7 +229,7 @@ impl<D: Disk> Log<D> {
         self.owed = self.owed.saturating_sub(done as u64);
         if !still.is_empty() {
             let owed = self.owed;
-            self.append(&still)?;
+            self.append_frame(&still)?;
             self.owed = owed;
         }
         if self.looked >= len || done == 0 {
@@ -240,6 +256,13 @@ impl<D: Disk> Log<D> {
     fn is_long(&self, directory: &Directory) -> bool {
         let enough = directory.record_bytes() * SLACK + self.segment_bytes * 2;
         self.segments.len() > 1 && self.bytes() > enough
+    }
+
+    /// Nothing comes behind this: waits until all of it would outlive the operating system.
+    pub fn close(&mut self) -> Result<(), StoreError> {
+        let mut segments = self.segments.iter();
+        let synced = segments.try_for_each(|(segment, _)| self.disk.sync(*segment));
+        synced.map_err(StoreError::io("write back"))
     }
 
     /// What lies below, for a look at it.

@@ -53,7 +53,18 @@ pub struct Head {
     pub epoch: u64,
     /// The memory that the records are of.
     pub pool: PoolIdentity,
-    /// In which numbers of processes mean what they meant then: a boot and a PID namespace.
+    /// What it was written under.
+    pub system: System,
+    /// Whether what was acknowledged outlives the operating system.
+    pub fsync: bool,
+}
+
+/// The operating system that a server runs under.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// Tells its runs apart: what was not on the disk when it came down is lost.
+    pub boot: String,
+    /// The PID namespace, in which numbers of processes mean what they mean.
     pub processes: String,
 }
 

@@ -18,7 +18,7 @@ pub struct Progress {
 pub struct Replayed {
     /// The segments, oldest first, and how long each is.
     pub segments: Vec<(u64, u64)>,
-    /// Segments that were being begun when the server ended; nothing is in them.
+    /// Segments to be removed: they were being begun when the server ended, and nothing is in them.
     pub unfinished: Vec<u64>,
     /// Bytes behind the last whole frame: what a turn had begun to write, and nobody knows of.
     pub torn_bytes: u64,
@@ -26,22 +26,38 @@ pub struct Replayed {
     pub problems: Vec<StoreError>,
 }
 
-/// The head of the newest segment that has one: what the store is of. `None` if nothing was stored.
+impl Replayed {
+    /// Of a disk on which nothing is of use.
+    pub(crate) fn nothing(disk: &mut impl Disk) -> Result<Self, StoreError> {
+        let segments = disk.list().map_err(StoreError::io("list the segments of"))?;
+        Ok(Self { unfinished: segments.into_keys().collect(), ..Self::default() })
+    }
+
+    /// Has all segments be removed before another is begun.
+    pub(crate) fn discard(&mut self) {
+        self.unfinished.extend(self.segments.drain(..).map(|(segment, _)| segment));
+        self.unfinished.sort_unstable();
+    }
+}
+
+/// The head of the newest segment that has one: what the store is of. `None` if nothing was stored, or
+/// nothing of it was on the disk when the operating system came down.
 pub fn head(disk: &mut impl Disk) -> Result<Option<Head>, StoreError> {
     let segments = disk.list().map_err(StoreError::io("list the segments of"))?;
     let mut flaw = None;
-    for (segment, len) in segments.into_iter().rev() {
+    for segment in segments.into_keys().rev() {
         // A head is a line or two for each device.
         let bytes = disk.read(segment, 0, 1 << 20).map_err(StoreError::io("read"))?;
         match split_head(&bytes) {
             Ok((head, _)) => return Ok(Some(head)),
-            Err(why) => flaw = Some((segment, len, why)),
+            Err(_) if bytes.iter().take(MAGIC.len()).all(|byte| *byte == 0) => {}
+            Err(why) => flaw = Some((segment, why)),
         }
     }
     match flaw {
         // One that was being begun when the first server of this pool was killed.
-        Some((1, _, _)) | None => Ok(None),
-        Some((segment, _, why)) => Err(StoreError::Corrupt { segment, offset: 0, why }),
+        Some((1, _)) | None => Ok(None),
+        Some((segment, why)) => Err(StoreError::Corrupt { segment, offset: 0, why }),
     }
 }
 
@@ -62,11 +78,16 @@ pub fn replay(
         let is_last = Some(segment) == last;
         match read_segment(segment, &bytes, &mut replayed, recovery, tolerant) {
             Ok(end) => replayed.segments.push((segment, end as u64)),
-            // What comes behind a crash, of the segment that was written to.
-            Err(Stopped { at: 0, .. }) if is_last => replayed.unfinished.push(segment),
-            Err(Stopped { at, why: StoreError::Corrupt { why, .. } }) if is_last && torn(&why) => {
-                replayed.segments.push((segment, at as u64));
-                replayed.torn_bytes = (bytes.len() - at) as u64;
+            // What comes of a crash, of the segment that was written to: its last write is cut off.
+            Err(Stopped { at, why: StoreError::Corrupt { .. } })
+                if is_last && !holds_a_frame(&bytes[at..]) =>
+            {
+                if at == 0 {
+                    replayed.unfinished.push(segment);
+                } else {
+                    replayed.segments.push((segment, at as u64));
+                    replayed.torn_bytes = (bytes.len() - at) as u64;
+                }
             }
             Err(Stopped { at, why }) if tolerant => {
                 replayed.segments.push((segment, at as u64));
@@ -80,9 +101,15 @@ pub fn replay(
     Ok(replayed)
 }
 
-/// Whether it can come of a write that was cut off.
-fn torn(why: &Flaw) -> bool {
-    matches!(why, Flaw::CutOff | Flaw::Checksum)
+/// Whether a whole frame begins somewhere in `bytes`, but not with them. Looks for small ones nearby:
+/// most are, and nearly everything else is not taken for one at once.
+fn holds_a_frame(bytes: &[u8]) -> bool {
+    let near = bytes.len().min(1 << 20);
+    (1..near).any(|at| {
+        let rest = &bytes[at..];
+        let small = rest.first_chunk().is_some_and(|len| u32::from_le_bytes(*len) < 64 << 10);
+        small && matches!(split_frame(rest), Ok(Some(_)))
+    })
 }
 
 fn read_all(disk: &mut impl Disk, segment: u64, len: u64) -> Result<Vec<u8>, StoreError> {

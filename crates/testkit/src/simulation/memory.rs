@@ -102,6 +102,11 @@ impl Memory {
         self.caches[host].remove(&line);
     }
 
+    /// The host comes down, and what its caches held is lost.
+    pub(super) fn lose_caches(&mut self, host: Host) {
+        self.caches[host].clear();
+    }
+
     /// What a cache does by itself: writes some line back, forgets one, or reads one ahead.
     pub(super) fn disturb(&mut self, host: Host, how: u8, choice: u64, line: u64) {
         let cached = &self.caches[host];

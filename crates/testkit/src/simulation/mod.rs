@@ -80,6 +80,8 @@ pub struct Seen {
     pub restarts: u64,
     /// Sessions that came back to a restarted server.
     pub restored: u64,
+    /// Hosts of the server that came down.
+    pub hosts_down: u64,
     /// Instances killed.
     pub killed: u64,
     /// Pages that went into quarantine.
@@ -102,11 +104,11 @@ impl Seen {
 
     /// All counts, by name.
     #[must_use]
-    pub fn each(mut self) -> [(&'static str, u64); 11] {
+    pub fn each(mut self) -> [(&'static str, u64); 12] {
         self.each_mut().map(|(name, count)| (name, *count))
     }
 
-    fn each_mut(&mut self) -> [(&'static str, &mut u64); 11] {
+    fn each_mut(&mut self) -> [(&'static str, &mut u64); 12] {
         [
             ("committed", &mut self.committed),
             ("read", &mut self.read),
@@ -114,6 +116,7 @@ impl Seen {
             ("replayed", &mut self.replayed),
             ("restarts", &mut self.restarts),
             ("restored", &mut self.restored),
+            ("hosts down", &mut self.hosts_down),
             ("killed", &mut self.killed),
             ("quarantined", &mut self.quarantined),
             ("stained", &mut self.stained),

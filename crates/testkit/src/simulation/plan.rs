@@ -55,6 +55,8 @@ pub(super) enum Step {
     Continue(u8),
     KillServer,
     StartServer,
+    /// The host of the server comes down, with all processes on it and its caches.
+    CrashHost,
     /// The server's store is gone, with the server.
     LoseStore,
     /// The disk under the store has no room any more, or has it again.
@@ -145,7 +147,7 @@ fn step(rng: &mut Rng, calm: u32) -> Step {
 }
 
 fn trouble(rng: &mut Rng, instance: u8) -> Step {
-    match rng.u8(..31) {
+    match rng.u8(..32) {
         0..10 => Step::Cut { instance, lossy: rng.bool() },
         10..12 => Step::Partition(instance),
         12..14 => Step::Kill(instance),
@@ -156,6 +158,7 @@ fn trouble(rng: &mut Rng, instance: u8) -> Step {
         24..27 => Step::Damage(rng.u8(..)),
         27..28 => Step::DiskFull(true),
         28..30 => Step::DiskFull(false),
+        30..31 => Step::CrashHost,
         _ => Step::LoseStore,
     }
 }
@@ -207,6 +210,7 @@ impl fmt::Display for Step {
             Self::Continue(instance) => write!(f, "{} is stopped no more", who(instance)),
             Self::KillServer => f.write_str("the server is killed"),
             Self::StartServer => f.write_str("the server starts"),
+            Self::CrashHost => f.write_str("the host of the server comes down"),
             Self::LoseStore => f.write_str("the server is killed and its store is lost"),
             Self::DiskFull(true) => f.write_str("the disk is full"),
             Self::DiskFull(false) => f.write_str("the disk has room again"),

@@ -43,8 +43,8 @@ pub(super) struct World {
     server: Option<Server>,
     /// The last epoch that the pool's devices were served in.
     pool_epoch: u64,
-    /// The pool was served, and its store is lost.
-    store_lost: bool,
+    /// How often the host of the server came down.
+    boots: u64,
     instances: Vec<Instance>,
     wires: BTreeMap<u64, Wire>,
     last_wire: u64,
@@ -71,7 +71,7 @@ impl World {
             disk_full: false,
             server: None,
             pool_epoch: 0,
-            store_lost: false,
+            boots: 0,
             instances: Vec::new(),
             wires: BTreeMap::new(),
             last_wire: 0,
@@ -115,6 +115,7 @@ impl World {
             Step::Continue(instance) => self.instances[of(instance)].stopped = None,
             Step::KillServer => self.kill_server(),
             Step::StartServer => self.start_server()?,
+            Step::CrashHost => self.crash_host(),
             Step::LoseStore => self.lose_store(),
             Step::DiskFull(full) => self.fill_disk(full),
             Step::Disturb { host, how, choice } => {

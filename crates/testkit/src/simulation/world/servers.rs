@@ -6,12 +6,13 @@ use maru_directory::rules::Snapshot;
 use maru_directory::{Config, DeviceSpan, Geometry, Look, Millis, ProcessId};
 use maru_protocol::{Device, SessionId, Topology, Visibility};
 use maru_server::service::{Service, ServiceConfig};
-use maru_server::store::Durability;
+use maru_server::store::{Durability, System};
 use uuid::Uuid;
 
 use super::super::Plant;
 use super::super::instance::{Instance, checksum};
 use super::super::memory::lines;
+use super::super::plan::INSTANCES;
 use super::{Checked, LEASE_MS, POOL_BYTES, QUARANTINE_MS, RESUME_MS, World};
 use crate::MemoryDisk;
 
@@ -42,10 +43,7 @@ impl World {
     pub(super) fn kill_server(&mut self) {
         let Some(server) = self.server.take() else { return };
         self.book(&server);
-        self.disk = match self.setup.durability {
-            Durability::Fsync => self.disk.durable_image(),
-            _ => self.disk.image(),
-        };
+        self.disk = self.disk.image();
         self.fill_disk(self.disk_full);
         for wire in self.wires.values_mut() {
             // What was sent is still there to be read.
@@ -62,12 +60,30 @@ impl World {
         self.disk.set_capacity(full.then_some(0));
     }
 
+    pub(super) fn crash_host(&mut self) {
+        self.kill_server();
+        self.disk = self.disk.durable_image();
+        self.fill_disk(self.disk_full);
+        self.boots += 1;
+        for index in 0..INSTANCES {
+            if self.instances[index].host == 0 {
+                self.kill(index);
+            }
+        }
+        // Nobody is left to see these.
+        self.dead_unseen.clear();
+        self.memory.lose_caches(0);
+        self.seen.hosts_down += 1;
+        if self.setup.durability != Durability::Fsync {
+            self.instances.iter_mut().for_each(Instance::be_forgotten);
+        }
+    }
+
     pub(super) fn lose_store(&mut self) {
         // Between incoherent hosts, nobody knows any more which caches may hold what.
         if self.setup.visibility == Visibility::Coherent {
             self.kill_server();
             self.disk.erase();
-            self.store_lost = self.pool_epoch > 0;
             self.instances.iter_mut().for_each(Instance::be_forgotten);
         }
     }
@@ -107,8 +123,8 @@ impl World {
             },
             checksums: self.setup.checksums,
             durability: self.setup.durability,
-            may_be_written: self.store_lost,
-            processes: String::new(),
+            may_be_written: self.pool_epoch > 0,
+            system: System { boot: self.boots.to_string(), processes: String::new() },
         }
     }
 
