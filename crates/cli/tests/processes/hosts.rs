@@ -5,13 +5,14 @@ use std::os::unix::fs::FileExt;
 
 use maru_client::{Client, ClientConfig, Reserve, Reserved};
 use maru_protocol::{Endpoint, Key};
+use maru_testkit::{text, wait_until};
 
-use super::common::{Serving, json, run, stderr, text, wait_until};
+use super::common::{json, run, serve, stderr};
 
 #[test]
 fn a_host_that_is_gone_is_declared_so() {
     let flags = ["--visibility", "cache-line", "--quarantine-ms", "1000"];
-    let serving = Serving::start("16MiB", &flags);
+    let serving = serve("16MiB", &flags);
     let socket = serving.socket();
     let server = text(&socket);
     let (endpoint, host) = (Endpoint::Unix(socket.clone()), Some("rack 7".to_owned()));
@@ -45,9 +46,9 @@ fn a_host_that_is_gone_is_declared_so() {
 
 #[test]
 fn a_chunk_that_went_bad_is_told() {
-    let serving = Serving::start("16MiB", &["--checksums", "--scrub", "1GiB"]);
-    let client = serving.connect().unwrap();
-    let key = Key::new(b"k").unwrap();
+    let serving = serve("16MiB", &["--checksums", "--scrub", "1GiB"]);
+    let client = serving.client();
+    let key = Key::new(b"k\x1b[31m").unwrap();
     let reserved = client.reserve(&[key], 65_536, Reserve::default()).unwrap().remove(0);
     let Reserved::Page(mut page) = reserved else { panic!("{reserved:?}") };
     page.copy_from(&vec![7; 65_536]).unwrap();
@@ -61,4 +62,7 @@ fn a_chunk_that_went_bad_is_told() {
     let told = run(&["stat", "--server", text(&socket)]).stdout;
     let told = String::from_utf8_lossy(&told);
     assert!(told.contains("! 1 page damaged"), "{told}");
+    let log = serving.log();
+    assert!(log.contains("a chunk is damaged") && log.contains(&offset.to_string()), "{log}");
+    assert!(!log.contains('\x1b'), "a key cannot send codes to the terminal");
 }
