@@ -1,6 +1,7 @@
 //! `maru stat`, `maru ls`, `maru pins`: looking into a running server.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap::Args;
 use maru_client::{Client, ClientConfig};
@@ -18,17 +19,22 @@ pub(crate) struct ServerArgs {
     /// The server: a socket's path, unix://PATH or tcp://HOST:PORT. Default: this user's socket.
     #[arg(long, env = "MARU_SERVER", value_name = "URL")]
     server: Option<Endpoint>,
+    /// The library that makes chunks visible to other hosts, if the pool's instances use one: who
+    /// connects may be asked to write back what others of this host have left.
+    #[arg(long, env = "MARU_VISIBILITY_PLUGIN", value_name = "FILE")]
+    visibility_plugin: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 impl ServerArgs {
-    fn connect(&self) -> anyhow::Result<Client> {
+    pub(crate) fn connect(&self) -> anyhow::Result<Client> {
         let default = ClientConfig::default();
         let endpoint = self.server.clone().unwrap_or_else(|| default.endpoint.clone());
         let instance = format!("maru-cli-{}", std::process::id());
-        Ok(Client::connect(ClientConfig { endpoint, instance, ..default })?)
+        let visibility_plugin = self.visibility_plugin.clone();
+        Ok(Client::connect(ClientConfig { endpoint, instance, visibility_plugin, ..default })?)
     }
 }
 
@@ -138,7 +144,7 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
          {} stored, {} not stored again, {} evicted, {} deleted\n\
          pins: {} on {} entries; {} taken back from sessions that ended\n\
          refused for lack of memory: {}, of budget: {}\n\
-         rules: {} checks, {} violations\n\n",
+         rules: {} checks, {} violations\n",
         duration(stats.uptime_ms),
         stats.epoch,
         count(c.requests),
@@ -158,6 +164,10 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
         count(c.rule_checks),
         count(c.rule_violations),
     ))?;
+    for warning in warnings(stats) {
+        output::print(&format!("! {warning}\n"))?;
+    }
+    output::print("\n")?;
     let heads =
         ["INSTANCE", "SESSION", "CONNECTED", ">HEARD", ">PINS", ">RESERVED", ">BYTES", ">BUDGET"];
     let mut table = output::table(&heads);
@@ -174,6 +184,53 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
         ]);
     }
     output::print_table(&table)
+}
+
+/// What somebody should know of, each as a sentence.
+fn warnings(stats: &Stats) -> Vec<String> {
+    let some = |number: u64, what: &str| {
+        format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
+    };
+    let mut warnings = Vec::new();
+    if stats.store_full {
+        warnings.push("the store is full, so writes are refused: make room where it lies".into());
+    }
+    if stats.withheld_ms > 0 {
+        warnings.push(format!(
+            "no page is granted for another {}: whoever wrote to the pool before its store was lost may \
+             still do so",
+            duration(stats.withheld_ms)
+        ));
+    }
+    if stats.sessions_awaited > 0 {
+        warnings.push(format!(
+            "{} of before the server's restart not back yet: until then, or the end of their leases, \
+             nothing is evicted or deleted",
+            some(stats.sessions_awaited, "session")
+        ));
+    }
+    if stats.pages_unclaimed > 0 {
+        warnings.push(format!(
+            "{} kept back, since sessions of before the server's restart may hold them",
+            some(stats.pages_unclaimed, "page")
+        ));
+    }
+    if stats.pages_stained > 0 {
+        warnings.push(format!(
+            "{} stained, since the caches of a host whose instance has died may hold lines of them: any \
+             instance there writes those back; if the host is off, say `maru hosts --gone HOST`",
+            some(stats.pages_stained, "page")
+        ));
+    }
+    let damaged = stats.counters.damaged;
+    if stats.pages_damaged + damaged > 0 {
+        warnings.push(format!(
+            "{} damaged and not used any more; {} since the server started, whose log says where",
+            some(stats.pages_damaged, "page"),
+            count(damaged)
+        ));
+    }
+    warnings
 }
 
 /// A key as programs want it: text where it is text.
@@ -344,4 +401,36 @@ fn print_by_instance(rows: &[HolderRow<'_>], json: bool) -> anyhow::Result<()> {
         ]);
     }
     output::print_table(&table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_should_know_is_said_in_words() {
+        assert_eq!(warnings(&Stats::default()), Vec::<String>::new());
+        let stats = Stats {
+            store_full: true,
+            withheld_ms: 12_300,
+            sessions_awaited: 1,
+            pages_unclaimed: 1234,
+            pages_stained: 1,
+            pages_damaged: 2,
+            ..Stats::default()
+        };
+        let warnings = warnings(&stats);
+        let expected = [
+            "the store is full",
+            "no page is granted for another 12.3 s",
+            "1 session of before",
+            "1 234 pages kept back",
+            "1 page stained",
+            "2 pages damaged",
+        ];
+        assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
+        for (warning, begins) in warnings.iter().zip(expected) {
+            assert!(warning.starts_with(begins), "{warning}");
+        }
+    }
 }

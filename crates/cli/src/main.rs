@@ -4,6 +4,7 @@
 #![allow(clippy::doc_markdown)]
 
 mod fsck;
+mod hosts;
 mod inspect;
 mod output;
 mod pool;
@@ -69,6 +70,8 @@ enum Command {
     Ls(inspect::Ls),
     /// Who holds what, and for how long: pins and reservations.
     Pins(inspect::Pins),
+    /// The hosts that share the pool, and what is left of those that are gone.
+    Hosts(hosts::Hosts),
     /// Make and look at the devices of a pool.
     #[command(subcommand)]
     Pool(pool::PoolCommand),
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
         Command::Stat(stat) => stat.run(),
         Command::Ls(ls) => ls.run(),
         Command::Pins(pins) => pins.run(),
+        Command::Hosts(hosts) => hosts.run(),
         Command::Pool(pool) => pool.run(),
         Command::Trace(trace) => trace.run(),
         Command::Completions { shell } => output::print(&completions(shell)),

@@ -66,6 +66,10 @@ struct Safety {
     /// by writing cache lines back and invalidating them, as with CXL 2.0 memory that hosts share.
     #[arg(long, value_enum, default_value_t)]
     visibility: VisibilityArg,
+    /// The library that makes visible to this server what other hosts wrote, where the processor's own
+    /// instructions are not enough: an absolute path.
+    #[arg(long, env = "MARU_VISIBILITY_PLUGIN", value_name = "FILE")]
+    visibility_plugin: Option<PathBuf>,
     /// Have writers say a checksum of each chunk, and readers check it.
     #[arg(long)]
     checksums: bool,
@@ -172,6 +176,7 @@ impl Serve {
                 VisibilityArg::Coherent => Visibility::Coherent,
                 VisibilityArg::CacheLine => Visibility::CacheLine,
             },
+            visibility_plugin: safety.visibility_plugin,
             directory: Config {
                 lease_ms: self.times.lease_ms,
                 // Nobody outlives its connection by more than its lease.

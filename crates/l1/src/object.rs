@@ -53,7 +53,8 @@ impl ReadObject {
     }
 
     /// Lets `read` look at the bytes in place. What it returns counts only if this does not fail:
-    /// `KEY_NOT_READABLE` says that the chunk was not protected all the time.
+    /// `KEY_NOT_READABLE` says that the chunk was not protected all the time, or, before anything is
+    /// read, that it is damaged.
     pub fn read<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<T, L1Error> {
         let (mut read, mut value) = (Some(read), None);
         let good = self.buffer.read(&mut |bytes| value = read.take().map(|read| read(bytes)));

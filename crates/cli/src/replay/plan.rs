@@ -146,6 +146,9 @@ fn first_of_shared(replay: &Replay) -> Option<&'static str> {
         ("--no-maru-eager-map", args.no_maru_eager_map),
         ("--maru-auto-expand", args.maru_auto_expand),
         ("--no-maru-auto-expand", args.no_maru_auto_expand),
+        ("--maru-verify", args.maru_verify.is_some()),
+        ("--maru-host-id", args.maru_host_id.is_some()),
+        ("--maru-visibility-plugin", args.maru_visibility_plugin.is_some()),
     ];
     flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
 }
@@ -177,6 +180,9 @@ fn without_maru(args: &L1Args) -> L1Args {
         no_maru_eager_map: false,
         maru_auto_expand: false,
         no_maru_auto_expand: false,
+        maru_verify: None,
+        maru_host_id: None,
+        maru_visibility_plugin: None,
         ..args.clone()
     }
 }

@@ -84,6 +84,19 @@ pub struct L1Args {
     /// Fill no more than --maru-pool-size-gb.
     #[arg(long, help_heading = "Maru", overrides_with = "maru_auto_expand")]
     pub no_maru_auto_expand: bool,
+    /// Which chunks are held against their checksums before they are read, if the server asks for
+    /// checksums: off, sample (one in 16), or always. [default: sample] [env: MARU_VERIFY]
+    #[arg(long, value_name = "WHICH", help_heading = "Maru")]
+    pub maru_verify: Option<String>,
+    /// The host's name: the same for instances whose processors share a cache-coherent view of the
+    /// pool, and for no others. Default: the kernel's boot id. [env: MARU_HOST_ID]
+    #[arg(long, value_name = "NAME", help_heading = "Maru")]
+    pub maru_host_id: Option<String>,
+    /// The library that makes chunks visible to other hosts, where the processor's own instructions
+    /// are not enough: an absolute path. [env: MARU_VISIBILITY_PLUGIN]
+    #[arg(long, value_name = "FILE", help_heading = "Maru")]
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    pub maru_visibility_plugin: Option<String>,
     /// What a private L1 evicts first: LRU, S3-FIFO, ARC, IsolatedLRU (LRU with
     /// --eviction-isolate-salts), or noop for nothing. Of a shared pool, its server evicts.
     /// [default: LRU] [env: MARU_EVICTION_POLICY]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::error::{ConfigOrigin, L1ConfigError};
-use super::value::{ALIGN, GIGABYTES, IN_FLIGHT, INSTANCE, MILLISECONDS, SECONDS, SHARE};
+use super::value::{ALIGN, GIGABYTES, IN_FLIGHT, LIBRARY, MILLISECONDS, NAME, SECONDS, SHARE};
 use super::value::{in_gigabytes, shown};
 use super::{EvictionConfig, L1ManagerConfig, L1MemoryConfig, MaruL1Config, flags};
 
@@ -23,8 +23,8 @@ const TIMEOUT_MAX: Duration = Duration::from_hours(24);
 /// Far more than a server keeps replies of.
 const IN_FLIGHT_MAX: u32 = 65_536;
 
-/// The longest name of an instance, in bytes.
-const INSTANCE_LEN_MAX: usize = 128;
+/// The longest name of an instance or a host, in bytes.
+const NAME_LEN_MAX: usize = 128;
 
 impl L1ManagerConfig {
     /// Whether all of it can be. The error names the flag that the value belongs to. Of a shared
@@ -58,10 +58,16 @@ fn check_memory(memory: &L1MemoryConfig) -> Result<(), L1ConfigError> {
 fn check_maru(maru: &MaruL1Config) -> Result<(), L1ConfigError> {
     let pool = maru.pool_bytes;
     ensure((1..=BYTES_MAX).contains(&pool), flags::POOL_SIZE, &in_gigabytes(pool), GIGABYTES)?;
-    if let Some(name) = &maru.instance {
-        let in_range = (1..=INSTANCE_LEN_MAX).contains(&name.len());
-        let is_name = in_range && !name.contains(char::is_control);
-        ensure(is_name, flags::INSTANCE, &shown(name, false), INSTANCE)?;
+    for (flag, name) in [(flags::INSTANCE, &maru.instance), (flags::HOST, &maru.host)] {
+        if let Some(name) = name {
+            let in_range = (1..=NAME_LEN_MAX).contains(&name.len());
+            let is_name = in_range && !name.contains(char::is_control);
+            ensure(is_name, flag, &shown(name, false), NAME)?;
+        }
+    }
+    if let Some(library) = &maru.visibility_plugin {
+        let path = shown(&library.to_string_lossy(), false);
+        ensure(library.is_absolute(), flags::VISIBILITY_PLUGIN, &path, LIBRARY)?;
     }
     let timeout = maru.timeout;
     let in_range = (Duration::from_millis(1)..=TIMEOUT_MAX).contains(&timeout);

@@ -17,6 +17,9 @@ pub(super) const TIMEOUT: &str = "--maru-timeout-ms";
 pub(super) const IN_FLIGHT: &str = "--maru-max-inflight";
 pub(super) const EAGER_MAP: &str = "--maru-eager-map";
 pub(super) const AUTO_EXPAND: &str = "--maru-auto-expand";
+pub(super) const VERIFY: &str = "--maru-verify";
+pub(super) const HOST: &str = "--maru-host-id";
+pub(super) const VISIBILITY_PLUGIN: &str = "--maru-visibility-plugin";
 
 pub(super) const POLICY: &str = "--eviction-policy";
 pub(super) const ISOLATE_SALTS: &str = "--eviction-isolate-salts";

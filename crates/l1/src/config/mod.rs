@@ -12,9 +12,10 @@ mod resolve;
 mod tests;
 mod value;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use maru_client::ClientConfig;
+use maru_client::{ClientConfig, Verify};
 use maru_protocol::Endpoint;
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,13 @@ pub struct MaruL1Config {
     pub eager_map: bool,
     /// Take more than `pool_bytes` wherever the pool has room: `auto_expand`.
     pub auto_expand: bool,
+    /// Which chunks are held against their checksums before they are read, once a pin.
+    pub verify: Verify,
+    /// The host's name, if the kernel's boot id does not tell which instances share their caches. See
+    /// [`ClientConfig::host`].
+    pub host: Option<String>,
+    /// The library that makes chunks visible to other hosts, if the pool needs one: an absolute path.
+    pub visibility_plugin: Option<PathBuf>,
 }
 
 impl MaruL1Config {
@@ -102,6 +110,9 @@ impl MaruL1Config {
             in_flight_max: 64,
             eager_map: true,
             auto_expand: true,
+            verify: Verify::Sample,
+            host: None,
+            visibility_plugin: None,
         }
     }
 
@@ -116,7 +127,10 @@ impl MaruL1Config {
             budget_bytes: if self.auto_expand { 0 } else { self.pool_bytes },
             in_flight_max: self.in_flight_max,
             eager_map: self.eager_map,
-            ..defaults
+            verify: self.verify,
+            host: self.host.clone(),
+            visibility_plugin: self.visibility_plugin.clone(),
+            device_paths: defaults.device_paths,
         }
     }
 }

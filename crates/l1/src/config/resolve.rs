@@ -10,13 +10,16 @@ use super::{EvictionConfig, L1Args, L1ManagerConfig, L1MemoryConfig, MaruL1Confi
 const PRIVATE: [&str; 4] = [flags::LAZY, flags::INITIAL_SIZE, flags::ALIGN, flags::HUGE_PAGES];
 
 /// Settings that need a server.
-const SHARED: [&str; 6] = [
+const SHARED: [&str; 9] = [
     flags::POOL_SIZE,
     flags::INSTANCE,
     flags::TIMEOUT,
     flags::IN_FLIGHT,
     flags::EAGER_MAP,
     flags::AUTO_EXPAND,
+    flags::VERIFY,
+    flags::HOST,
+    flags::VISIBILITY_PLUGIN,
 ];
 
 /// What is asked of the process and its machine.
@@ -119,7 +122,7 @@ impl L1Args {
         let pool = self.maru_pool_size_gb.as_deref();
         let pool = layers.read(flags::POOL_SIZE, Kind::Number, pool, value::gigabytes)?;
         let instance = self.maru_instance_id.as_deref();
-        let instance = layers.read(flags::INSTANCE, Kind::Text, instance, value::instance)?;
+        let instance = layers.read(flags::INSTANCE, Kind::Text, instance, value::name)?;
         let timeout = self.maru_timeout_ms.as_deref();
         let timeout = layers.read(flags::TIMEOUT, Kind::Number, timeout, value::milliseconds)?;
         let in_flight = self.maru_max_inflight.as_deref();
@@ -128,6 +131,12 @@ impl L1Args {
         let eager_map = layers.switch(flags::EAGER_MAP, on, off)?;
         let (on, off) = (self.maru_auto_expand, self.no_maru_auto_expand);
         let auto_expand = layers.switch(flags::AUTO_EXPAND, on, off)?;
+        let verify = self.maru_verify.as_deref();
+        let verify = layers.read(flags::VERIFY, Kind::Text, verify, value::verify)?;
+        let host = self.maru_host_id.as_deref();
+        let host = layers.read(flags::HOST, Kind::Text, host, value::name)?;
+        let plugin = self.maru_visibility_plugin.as_deref();
+        let plugin = layers.read(flags::VISIBILITY_PLUGIN, Kind::Text, plugin, value::library)?;
         let Some(server) = server else {
             let Some((flag, origin)) = layers.given(&SHARED).next() else { return Ok(None) };
             return Err(L1ConfigError::Needs { flag, origin, needed: flags::SERVER_URL });
@@ -140,6 +149,9 @@ impl L1Args {
             in_flight_max: in_flight.unwrap_or(defaults.in_flight_max),
             eager_map: eager_map.unwrap_or(defaults.eager_map),
             auto_expand: auto_expand.unwrap_or(defaults.auto_expand),
+            verify: verify.unwrap_or(defaults.verify),
+            host,
+            visibility_plugin: plugin,
             ..defaults
         }))
     }

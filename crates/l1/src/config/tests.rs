@@ -210,6 +210,9 @@ fn every_setting_arrives() {
         maru-max-inflight = 8
         maru-eager-map = false
         maru-auto-expand = false
+        maru-verify = "always"
+        maru-host-id = "rack-7"
+        maru-visibility-plugin = "/opt/visibility.so"
     "#;
     let config = Layered::default().file(shared).resolve().unwrap().maru.unwrap();
     let expected = MaruL1Config {
@@ -220,11 +223,16 @@ fn every_setting_arrives() {
         in_flight_max: 8,
         eager_map: false,
         auto_expand: false,
+        verify: Verify::Always,
+        host: Some("rack-7".to_owned()),
+        visibility_plugin: Some(PathBuf::from("/opt/visibility.so")),
     };
     assert_eq!(config, expected);
     let client = config.client_config();
     assert_eq!((client.budget_bytes, client.instance.as_str()), (2 * GIB, "decode-1"));
     assert_eq!((client.in_flight_max, client.eager_map), (8, false));
+    assert_eq!((client.verify, client.host.as_deref()), (Verify::Always, Some("rack-7")));
+    assert_eq!(client.visibility_plugin, expected.visibility_plugin);
     let unlimited = MaruL1Config { auto_expand: true, instance: None, ..config }.client_config();
     assert_eq!(unlimited.budget_bytes, 0);
     assert_eq!(unlimited.instance, ClientConfig::default().instance);

@@ -1,8 +1,10 @@
 //! Values as people write them. What is refused here is no such value at all; whether one is in its
 //! range is for [`L1ManagerConfig::check`](super::L1ManagerConfig::check).
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use maru_client::Verify;
 use maru_protocol::Endpoint;
 
 use super::EvictionPolicyKind;
@@ -17,7 +19,9 @@ pub(super) const MILLISECONDS: &str = "a whole number of milliseconds, 1 to 8640
 pub(super) const IN_FLIGHT: &str = "a whole number of requests, 1 to 65536";
 pub(super) const ALIGN: &str = "a power of two of bytes, 1 to 2097152, such as 4096";
 pub(super) const SHARE: &str = "0 to 1";
-pub(super) const INSTANCE: &str = "1 to 128 bytes of text without control characters";
+pub(super) const NAME: &str = "1 to 128 bytes of text without control characters";
+pub(super) const LIBRARY: &str = "an absolute path, such as /usr/lib/libvisibility.so";
+const VERIFY: &str = "off, sample or always";
 const SWITCH: &str = "true or false";
 const POLICY: &str = "LRU, S3-FIFO, ARC, IsolatedLRU, noop or none";
 const SERVER: &str = "a server's address: maru://HOST:PORT, tcp://HOST:PORT, unix:///PATH or \
@@ -86,10 +90,26 @@ pub(super) fn policy(text: &str) -> Parsed<(EvictionPolicyKind, bool)> {
     }
 }
 
-/// An instance's name. Any text is one until its range is checked.
+/// An instance's or host's name. Any text is one until its range is checked.
 #[expect(clippy::unnecessary_wraps, reason = "one of the parsers")]
-pub(super) fn instance(text: &str) -> Parsed<String> {
+pub(super) fn name(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
+}
+
+/// A library's path, likewise.
+#[expect(clippy::unnecessary_wraps, reason = "one of the parsers")]
+pub(super) fn library(text: &str) -> Parsed<PathBuf> {
+    Ok(text.into())
+}
+
+/// Which chunks are verified.
+pub(super) fn verify(text: &str) -> Parsed<Verify> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "off" => Ok(Verify::Off),
+        "sample" => Ok(Verify::Sample),
+        "always" => Ok(Verify::Always),
+        _ => Err(VERIFY),
+    }
 }
 
 /// A server's address. A password in it would reach logs, and no server asks for one. A path begins

@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use maru_client::{PinnedPage, PrivatePage, ReservedPage};
+use maru_client::{ClientError, PinnedPage, PrivatePage, ReservedPage};
 
 use crate::clock::TtlLock;
 use crate::lock::lock;
@@ -42,7 +43,7 @@ impl State {
         }
     }
 
-    /// The chunk, if it is held and its session still lives as far as is known.
+    /// The chunk, if it is held, and neither damaged nor its session over, as far as is known.
     pub(super) fn held(&self, key: &ObjectKey) -> Option<&Held> {
         self.held.get(key).filter(|held| !held.page.is_lost())
     }
@@ -79,7 +80,7 @@ impl State {
     }
 
     /// Takes the chunks that nobody holds any more: their locks have expired, they are temporary and
-    /// were not read in time, or they were lost with their session.
+    /// were not read in time, they are damaged, or they were lost with their session.
     pub(super) fn take_expired(&mut self, now: Duration) -> Vec<(ObjectKey, Held)> {
         let expired = |held: &Held| !held.lock.is_locked(now) && now >= held.idle_until;
         self.held.extract_if(|_, held| expired(held) || held.page.is_lost()).collect()
@@ -123,6 +124,14 @@ impl Right {
         }
     }
 
+    /// Holds it against its checksum, if it has one, as the client is told to.
+    fn verify(&self) -> Result<(), ClientError> {
+        match self {
+            Self::Pinned(page) => page.verify(),
+            Self::Private(_) => Ok(()),
+        }
+    }
+
     fn is_confirmed(&self) -> bool {
         match self {
             Self::Pinned(page) => page.confirm(),
@@ -147,6 +156,10 @@ pub(super) struct HeldPage {
     offset: u64,
     temporary: bool,
     right: Mutex<Option<Arc<Right>>>,
+    /// Whether it was verified. Locked by who is at that: the others wait for what comes of it.
+    verified: Mutex<bool>,
+    /// Its bytes are not the chunk's.
+    damaged: AtomicBool,
 }
 
 impl HeldPage {
@@ -156,6 +169,8 @@ impl HeldPage {
             offset: right.offset(),
             temporary: matches!(right, Right::Private(_)),
             right: Mutex::new(Some(Arc::new(right))),
+            verified: Mutex::new(false),
+            damaged: AtomicBool::new(false),
         }
     }
 
@@ -167,8 +182,26 @@ impl HeldPage {
         lock(&self.right).clone()
     }
 
+    /// Whether it is known that nobody can read it any more.
     pub(super) fn is_lost(&self) -> bool {
-        self.right().is_none_or(|right| right.is_lost())
+        self.damaged.load(Ordering::Acquire) || self.right().is_none_or(|right| right.is_lost())
+    }
+
+    /// Whether its bytes may be shown, as far as it is looked at: once.
+    fn is_sound(&self, right: &Right) -> bool {
+        let mut verified = lock(&self.verified);
+        if *verified || self.damaged.load(Ordering::Acquire) {
+            return *verified;
+        }
+        match right.verify() {
+            Ok(()) => *verified = true,
+            Err(error) => {
+                tracing::warn!(%error, "a chunk cannot be read");
+                let damaged = matches!(error, ClientError::Damaged { .. });
+                self.damaged.store(damaged, Ordering::Release);
+            }
+        }
+        *verified
     }
 
     /// Ends all reading. The right is the caller's to give back; if a reader is at it just now, that
@@ -190,7 +223,7 @@ impl ReadBuffer for HeldPage {
 
     fn read(&self, read: &mut dyn FnMut(&[u8])) -> bool {
         // Keeps the pin while the bytes are looked at.
-        let Some(right) = self.right() else {
+        let Some(right) = self.right().filter(|right| self.is_sound(right)) else {
             return false;
         };
         read(right.bytes());

@@ -45,6 +45,8 @@ use crate::{
 ///   what it writes.
 /// - The server evicts, so [`L1Manager::is_key_evictable`] is true for expired reservations only.
 ///   What it evicts, and what others delete, listeners hear as `deleted_by_manager`, a moment later.
+/// - A chunk that is not what was stored ([`MaruL1Config::verify`]) cannot be read by who has locked
+///   it, and is a miss from then on. Whoever reads by its offset looks for itself.
 /// - A server that does not answer makes reads misses, writes `OUT_OF_MEMORY`, and the end of a write
 ///   `KEY_IN_WRONG_STATE`: then the chunk is stored, whole, or it is not.
 ///

@@ -87,7 +87,7 @@ impl Shared {
             }
             let mut dead = Vec::new();
             for (key, held) in state.take_expired(now) {
-                tracing::warn!(%key, "read locks have expired or were lost; the chunk is let go");
+                tracing::warn!(%key, "read locks have expired, or the chunk was lost; it is let go");
                 if held.page.is_temporary() {
                     dead.push(key);
                 }

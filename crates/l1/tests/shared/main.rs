@@ -5,6 +5,7 @@
 
 mod faults;
 mod instances;
+mod integrity;
 mod upkeep;
 
 use std::sync::Arc;

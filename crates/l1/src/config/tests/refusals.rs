@@ -63,9 +63,14 @@ fn texts_that_are_no_such_thing() {
     let cut = format!("{}...@, but must be 1 to 128 bytes of text without control characters", {
         "x".repeat(100)
     });
-    everywhere("--maru-instance-id", &long, &format!("'{long}'"), &cut);
     let escaped = r#""a\tb"@, but must be 1 to 128 bytes of text without control characters"#;
-    everywhere("--maru-instance-id", "a\tb", r#""a\tb""#, escaped);
+    for flag in ["--maru-instance-id", "--maru-host-id"] {
+        everywhere(flag, &long, &format!("'{long}'"), &cut);
+        everywhere(flag, "a\tb", r#""a\tb""#, escaped);
+    }
+    everywhere("--maru-verify", "some", "'some'", "some@, but must be off, sample or always");
+    let library = "but must be an absolute path, such as /usr/lib/libvisibility.so";
+    everywhere("--maru-visibility-plugin", "a.so", "'a.so'", &format!("a.so@, {library}"));
 }
 
 #[test]
@@ -105,6 +110,9 @@ fn settings_of_maru_need_its_server() {
         "--maru-max-inflight=1",
         "--maru-eager-map",
         "--maru-auto-expand",
+        "--maru-verify=off",
+        "--maru-host-id=a",
+        "--maru-visibility-plugin=/a.so",
     ] {
         let (name, _) = flag.split_once('=').unwrap_or((flag, ""));
         assert_eq!(Layered::flags(&[flag]).refused(), message(name, "the command line"));
