@@ -24,7 +24,8 @@ impl Directory {
             let (number, budget_bytes) = (InstanceId::new(index).number(), instance.budget_bytes);
             add(Record::Instance { instance: number, name: &instance.name, budget_bytes });
         }
-        for (id, session) in &self.sessions.live {
+        let live = self.sessions.live.iter();
+        for (id, session) in live.filter(|(_, session)| !session.leaves_nothing()) {
             add(session.record(*id));
             if matches!(session.phase, Phase::Ended(_)) {
                 add(Record::Ended { session: *id });

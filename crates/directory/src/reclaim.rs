@@ -88,8 +88,12 @@ impl Directory {
         }
         session.phase = Phase::Ended(now);
         self.sessions.ended.push_back(id);
+        self.pages.journal.write(&if session.leaves_nothing() {
+            Record::Forgotten { session: id }
+        } else {
+            Record::Ended { session: id }
+        });
         self.unwatch(id);
-        self.pages.journal.write(&Record::Ended { session: id });
         self.end_claims(now, id);
         let counter = match ending {
             Ending::Closed => &mut self.counters.sessions_closed,

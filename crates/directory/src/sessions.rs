@@ -102,6 +102,12 @@ impl Session {
         Record::Opened { session, secret, instance, host, process }
     }
 
+    /// Whether it is over, and a restarted server need not know of it: whatever it had reserved, it
+    /// writes no more.
+    pub(crate) fn leaves_nothing(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_)) && self.writer == Writer::Done
+    }
+
     /// How many entries it pins and reservations it has.
     pub(crate) fn holdings(&self) -> usize {
         self.pins.len() + self.reservations.len()

@@ -41,8 +41,10 @@ impl Recovery {
         }
         // The latest are the least likely to be evicted: nothing better is known.
         chunks.sort_unstable_by_key(|(_, chunk)| chunk.generation);
-        for (page, chunk) in &chunks {
+        for (page, chunk) in &mut chunks {
             let entry = new_entry(&mut directory, chunk)?;
+            // The next entry finds its memory free.
+            chunk.key = Box::default();
             let (_, pages) = &mut regions[page.region as usize];
             pages[page.index as usize].state = PageState::Resident(entry);
         }

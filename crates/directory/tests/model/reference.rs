@@ -307,6 +307,17 @@ impl Model {
         for stain in self.stains.values().filter(|_| !after.unclaimed_matter) {
             add(stain.handle, stain.page_bytes, Owner::Stained(stain.hosts.clone()));
         }
+        let is_over = |s: &&Session| s.phase == Phase::Ended && s.writer == Writer::Done;
+        let (over, others): (Vec<&Session>, Vec<&Session>) =
+            self.sessions.values().partition(is_over);
+        // Who writes no more is forgotten, but not what its pages were stained with before.
+        for session in over.into_iter().filter(|_| !after.unclaimed_matter) {
+            let stained = session.reservations.iter();
+            for (_, held) in stained.filter(|(of, _)| self.granted_stained.contains(of)) {
+                let hosts = [session.host.clone()].into();
+                add(held.handle, held.page_bytes, Owner::Stained(hosts));
+            }
+        }
         let ghosts = self.ghosts.values().map(|ghost| (ghost.handle, ghost.page_bytes));
         for (handle, bytes) in self.damaged.iter().copied().chain(ghosts) {
             add(handle, bytes, Owner::Damaged);
@@ -324,8 +335,7 @@ impl Model {
             })
             .collect();
         assert_eq!(found, lasting, "the directory made again (left), and reference");
-        let held = self.sessions.values().flat_map(|s| s.reservations.values());
-        for held in held {
+        for held in others.into_iter().flat_map(|s| s.reservations.values()) {
             let page = after.pages.get(&self.place(held.handle, held.page_bytes));
             let kept = matches!(page, Some((_, Owner::Unclaimed)));
             assert!(kept, "{held:?} could be granted to others: {page:?}");

@@ -424,6 +424,27 @@ fn a_session_that_ended_is_not_restored() {
     assert_eq!(pool.stats(b).sessions_awaited, 0);
 }
 
+/// It was taken for a writer that had vanished if the server was killed before its next tick: what was
+/// vacant was kept from everybody for the time of a quarantine.
+#[test]
+fn who_said_that_it_writes_no_more_is_believed_after_a_restart() {
+    for compacted in [false, true] {
+        let mut pool = Pool::new(2);
+        let (a, b) = (pool.hello("a"), pool.hello("b"));
+        pool.store(a, "k");
+        pool.grant(b, "w", MIB);
+        pool.ask(b, Body::Goodbye).unwrap();
+        if compacted {
+            pool.compact();
+        }
+        pool.restart();
+        pool.claim(a, 1, &[], &[]).unwrap();
+        pool.tick(0);
+        assert_eq!(pool.stats(a).pages_unclaimed, 0);
+        pool.grant(a, "w", MIB);
+    }
+}
+
 #[test]
 fn while_nothing_can_be_stored_writes_are_refused_and_reads_go_on() {
     let mut pool = Pool::new(4);
