@@ -76,7 +76,7 @@ impl Default for Config {
             sessions_max: SESSIONS_MAX,
             watermark_high_permille: 990,
             watermark_low_permille: 980,
-            work_per_tick: 4096,
+            work_per_tick: 256,
             hash_seed: 0,
             visibility: Visibility::Coherent,
             recorded: false,

@@ -23,13 +23,13 @@ fn main() {
     }
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let folder = folder.path();
-    let names = names();
+    let names = names(ENTRIES);
     let keys = keys(&names);
     let mut serving = Serving::start(folder);
     // It lives through all restarts.
     let instance = connect(folder, "instance");
     store(&instance, &keys);
-    let grown = anonymous_bytes(serving.id());
+    let grown = anonymous_bytes(serving.0.id());
     let mut figures: [Vec<f64>; 4] = Default::default();
     for round in 0..ROUNDS {
         drop(serving);
@@ -70,7 +70,7 @@ fn main() {
     let store = store_bytes(&folder.join("pool.store"));
     println!("bytes of the store, an entry: {}", store / ENTRIES as u64);
     println!("bytes of memory, an entry, as it was filled: {}", grown / ENTRIES as u64);
-    let again = anonymous_bytes(serving.id());
+    let again = anonymous_bytes(serving.0.id());
     println!("bytes of memory, an entry, after a restart: {}", again / ENTRIES as u64);
 }
 

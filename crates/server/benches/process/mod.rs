@@ -44,15 +44,11 @@ pub(crate) fn serve(folder: &Path) {
 }
 
 /// A server, killed when dropped.
-pub(crate) struct Serving(Child);
+pub(crate) struct Serving(pub(crate) Child);
 
 impl Serving {
     pub(crate) fn start(folder: &Path) -> Self {
         Self(start("serve", folder).spawn().unwrap())
-    }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id()
     }
 }
 
@@ -77,9 +73,9 @@ pub(crate) fn connect(folder: &Path, instance: &str) -> Client {
 }
 
 /// Names as LMCache makes them: 90 bytes.
-pub(crate) fn names() -> Vec<String> {
+pub(crate) fn names(count: usize) -> Vec<String> {
     let name = |n: usize| format!("Llama-3.1-8B@00000000@{:064x}@0", (n as u128) << 70);
-    (0..ENTRIES).map(name).collect()
+    (0..count).map(name).collect()
 }
 
 pub(crate) fn keys(names: &[String]) -> Vec<Key<'_>> {
