@@ -6,3 +6,4 @@ mod hosts;
 mod kill;
 mod program;
 mod replay;
+mod store;

@@ -162,12 +162,19 @@ impl<D: Disk> Log<D> {
         let len = self.segments.back().map_or(0, |(_, len)| *len);
         if self.room.saturating_sub(len) < TURN_BYTES + SPARE_BYTES {
             match self.next_segment(directory) {
-                Ok(()) => self.full = false,
-                Err(error) if is_full(&error) => {
-                    if !self.full {
-                        tracing::error!(%error, "the store is full: writes are refused");
+                Ok(()) => {
+                    if std::mem::take(&mut self.full) {
+                        tracing::info!("the store has room again: writes are accepted");
                     }
-                    self.full = true;
+                }
+                Err(error) if is_full(&error) => {
+                    if !std::mem::replace(&mut self.full, true) {
+                        let bytes = self.segment_bytes;
+                        tracing::error!(
+                            %error,
+                            "the store is full: writes are refused until {bytes} bytes are free"
+                        );
+                    }
                 }
                 Err(source) => {
                     return Err(StoreError::Io { what: "begin a segment of", source });
