@@ -130,6 +130,7 @@ fn a_store_that_does_not_match_is_refused_until_fsck_has_mended_it() {
 /// A server in a mount namespace of its own, where its store lies on a small disk. `None` where the
 /// system lets nobody make one, as in some containers; `a_full_disk_refuses_writes_until_there_is_space_again`
 /// has the same with a disk in memory.
+#[expect(clippy::print_stderr, reason = "a test that was not run is told of")]
 fn serve_on_small_disk() -> Option<Serving> {
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let (script, store) = (folder.path().join("small-disk"), folder.path().join("pool.store"));
