@@ -137,11 +137,10 @@ fn serve_on_small_disk() -> Option<Serving> {
     fs::create_dir(&store).unwrap();
     let maru = program().command(&[]).get_program().to_owned();
     let mount = format!("mount -t tmpfs -o size=48m none '{}'", text(&store));
-    let lines = format!(
-        "#!/bin/sh\nexec unshare --user --map-root-user --mount sh -c \"{mount} && exec \\\"\\$0\\\" \\\"\\$@\\\"\" '{}' \"$@\"\n",
-        text(Path::new(&maru))
-    );
-    fs::write(&script, lines).unwrap();
+    let inside = format!("{mount} && exec '{}' \"$@\"", text(Path::new(&maru)));
+    let inside = inside.replace('"', "\\\"").replace('$', "\\$");
+    let unshare = "exec unshare --user --map-root-user --mount";
+    fs::write(&script, format!("#!/bin/sh\n{unshare} sh -c \"{inside}\" maru \"$@\"\n")).unwrap();
     fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
     let args = ["--user", "--map-root-user", "--mount", "sh", "-c", &mount];
     let may = Command::new("unshare").args(args).status();
