@@ -1,7 +1,7 @@
 //! Deterministic simulation: the real service with its real log, the real conversations of instances,
 //! and simulated time, network, disk, crashes and memory.
 //!
-//! A run is a seed. The seed chooses the settings and a list of steps ([`plan`]); the [`world`] does
+//! A run is a seed. The seed chooses the settings and a list of steps (`plan`); the `world` does
 //! them one by one, and after each checks the rules of the directory and what only somebody who sees
 //! all sides can check: that what an instance believes to hold is held, that nobody writes where
 //! another reads or writes, that every resident chunk is in memory, right, and in no cache dirty, that
