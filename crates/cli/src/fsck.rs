@@ -41,6 +41,12 @@ struct Report<'a> {
 impl FsckArgs {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         check_distinct(&self.paths)?;
+        if let Some(store) = self.store.as_ref().filter(|store| !store.is_dir()) {
+            bail!(
+                "there is no store at {}: name the folder that --store of maru serve named",
+                store.display()
+            );
+        }
         let config = FsckConfig {
             devices: self.paths.clone(),
             store: self.store.clone(),
@@ -90,6 +96,9 @@ fn text(examined: &Examined, verify: bool) -> String {
         text.extend([format!("\nfound    {finding}\nrepair   {}\n", finding.remedy())]);
     }
     text += match findings.len() {
+        0 if examined.store_epoch.is_none() => {
+            "\nthere is no store: served, the pool begins empty\n"
+        }
         0 => "\nnothing to repair\n",
         _ if kept < entries && !verify => {
             "\nwith --verify, chunks that have a checksum and are right can be kept\n"

@@ -192,7 +192,7 @@ impl Serve {
         let mut reading = Reading::new("the store");
         let server = Server::start_and_tell(&config, &mut |progress| reading.tell(progress))?;
         drop(reading);
-        tell_what_was_found(&server);
+        tell_what_was_found(&server, config.visibility == Visibility::CacheLine);
         let stopper = server.stopper();
         let mut signals = Signals::new(signals::ending()).context("cannot wait for signals")?;
         std::thread::spawn(move || {
@@ -212,7 +212,7 @@ impl Serve {
     }
 }
 
-fn tell_what_was_found(server: &Server) {
+fn tell_what_was_found(server: &Server, keeps_lines: bool) {
     match server.found() {
         Found::Store { entries, sessions, torn_bytes } => tracing::info!(
             entries = output::count(entries),
@@ -235,7 +235,13 @@ fn tell_what_was_found(server: &Server) {
     if server.withholds() {
         tracing::warn!(
             "somebody may still write to the pool, and no store tells where: no page is granted for \
-             the time of a quarantine"
+             the time of a lease and of a quarantine"
+        );
+    }
+    if keeps_lines && matches!(server.found(), Found::StoreGone | Found::Nothing) {
+        tracing::warn!(
+            "no store tells which hosts wrote to this pool before: what their caches still hold may \
+             come over what is stored now; restart them, if it was served before"
         );
     }
 }

@@ -84,7 +84,7 @@ fn wrong_input_is_answered_with_what_to_do() {
     std::fs::write(path("foreign"), vec![7; 8 << 20]).unwrap();
     let too_large = format!("{}:900TiB", path("large"));
     let twice = format!("{}:8MiB", path("twice"));
-    let cases: [(&[&str], i32, &str); 30] = [
+    let cases: [(&[&str], i32, &str); 33] = [
         (&["stat", "--server", "/nobody/here"], 3, "maru serve"),
         (&["serve", "--socket", &socket, "--pool", &too_large], 1, "more than"),
         (&["serve", "--socket", &socket, "--pool", &path("foreign")], 1, "maru pool init"),
@@ -98,6 +98,9 @@ fn wrong_input_is_answered_with_what_to_do() {
         (&["serve", "--pool", &twice, "--pool", &twice], 2, "given twice"),
         (&["pool", "init", &twice, &twice], 2, "given twice"),
         (&["pool", "init", &twice, "/nobody/here:8MiB"], 1, &path("twice")),
+        (&["pool", "fsck", "/nobody/here"], 1, "/nobody/here"),
+        (&["pool", "fsck", &path("foreign")], 1, "maru pool init"),
+        (&["pool", "fsck", &path("foreign"), "--store", "/nobody/here"], 1, "no store at"),
         (&["trace", "generate", "--turns", "0"], 2, "turns"),
         (&["trace", "generate", "-o", "/dev/full"], 1, "cannot write /dev/full"),
         (&["replay", "--page-size", "0"], 2, "1 byte to 1GiB"),
