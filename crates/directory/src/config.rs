@@ -54,7 +54,8 @@ pub struct Config {
     pub watermark_high_permille: u32,
     /// ...until no more than this share is.
     pub watermark_low_permille: u32,
-    /// Holdings released, pages freed and entries evicted in one tick: the longest others wait.
+    /// Holdings released, pages freed and entries evicted in one tick: the longest others wait. By
+    /// default about 0.1 ms (docs/performance.md).
     pub work_per_tick: u32,
     /// Seeds the hash of keys, so that nobody outside can choose keys that collide.
     pub hash_seed: u64,

@@ -39,10 +39,12 @@ fn main() {
     store(&other, &keys);
     let watch = connect(folder, "watch");
     let mut figures: [Vec<f64>; 3] = Default::default();
+    let mut all: [Vec<f64>; 2] = Default::default();
     for _ in 0..ROUNDS {
         let mut holder = holder(folder);
         assert_eq!(watch.stats().unwrap().pins, PINS as u64);
-        let before = p99(&mut ask(&other, &keys, |asked| asked >= 20_000));
+        let mut before = ask(&other, &keys, |asked| asked >= 20_000);
+        let p99_before = p99(&mut before);
         let free = AtomicBool::new(false);
         let (seconds, mut meanwhile) = std::thread::scope(|scope| {
             let asking = scope.spawn(|| ask(&other, &keys, |_| free.load(Ordering::Relaxed)));
@@ -58,8 +60,10 @@ fn main() {
             (seconds, asking.join().unwrap())
         });
         figures[0].push(seconds * 1e3);
-        figures[1].push(before * 1e6);
-        figures[2].push(p99(&mut meanwhile) / before);
+        figures[1].push(p99_before * 1e6);
+        figures[2].push(p99(&mut meanwhile) / p99_before);
+        all[0].append(&mut before);
+        all[1].append(&mut meanwhile);
     }
     println!("{PINS} pins of an instance that is killed, {} entries", keys.len());
     let names = [
@@ -70,6 +74,13 @@ fn main() {
     for (name, figures) in names.iter().zip(figures) {
         tell(name, figures);
     }
+    let [before, meanwhile] = all.map(|mut all| (all.len(), p99(&mut all)));
+    println!(
+        "of all rounds together, {} times before and {} meanwhile: {:.2}",
+        before.0,
+        meanwhile.0,
+        meanwhile.1 / before.1
+    );
 }
 
 /// Pins, says so, and waits to be killed.

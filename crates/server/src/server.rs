@@ -480,6 +480,8 @@ impl Server {
             self.enqueue(index);
         }
         if tick.more {
+            // Whoever was just answered may wait for this core.
+            std::thread::yield_now();
             return Ok(());
         }
         self.close_strangers();
