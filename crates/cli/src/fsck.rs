@@ -8,8 +8,8 @@ use maru_server::fsck::{Doing, Examined, Fsck, FsckConfig, Repaired};
 use serde::Serialize;
 
 use crate::output;
-use crate::pool::check_distinct;
 use crate::reading::Reading;
+use crate::usage::check_distinct;
 
 #[derive(Debug, Args)]
 pub(crate) struct FsckArgs {

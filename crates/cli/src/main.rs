@@ -13,6 +13,7 @@ mod replay;
 mod serve;
 mod signals;
 mod trace;
+mod usage;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use maru_client::ClientError;
 use maru_l1::L1ConfigError;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use usage::WrongUsage;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -89,11 +91,6 @@ enum Command {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Defect(String);
-
-/// What was asked for cannot be, for a reason that no single flag shows.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct WrongUsage(String);
 
 fn main() -> ExitCode {
     let maru = Maru::parse();

@@ -1,6 +1,5 @@
 //! `maru pool`: the devices of a pool.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
@@ -9,7 +8,8 @@ use maru_memory::{Device, DeviceError, DeviceSpec, Identity, IfExists, inspect};
 use serde::Serialize;
 
 use crate::fsck::FsckArgs;
-use crate::{WrongUsage, output};
+use crate::output;
+use crate::usage::check_distinct;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
@@ -120,17 +120,4 @@ fn stopped_at(error: DeviceError, made: &[PathBuf]) -> anyhow::Error {
     }
     let made: Vec<String> = made.iter().map(|path| path.display().to_string()).collect();
     anyhow!("{error}; made before that, and kept: {}", made.join(", "))
-}
-
-/// One device twice would be found to be in use, by nobody else.
-pub(crate) fn check_distinct<'a>(
-    paths: impl IntoIterator<Item = &'a PathBuf>,
-) -> Result<(), WrongUsage> {
-    let mut seen = HashSet::new();
-    for path in paths {
-        if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
-            return Err(WrongUsage(format!("{} is given twice: give it once", path.display())));
-        }
-    }
-    Ok(())
 }

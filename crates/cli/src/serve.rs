@@ -16,7 +16,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::iterator::Signals;
 
 use crate::reading::Reading;
-use crate::{WrongUsage, output, pool, signals};
+use crate::usage::{WrongUsage, check_distinct};
+use crate::{output, signals};
 
 /// The pool without flags: enough to try things, little enough for a laptop.
 const DEFAULT_POOL_BYTES: u64 = 1 << 30;
@@ -149,7 +150,7 @@ impl Serve {
             }
             tracing::warn!(%address, "--insecure: whoever reaches this address owns the pool");
         }
-        pool::check_distinct(self.pool.iter().map(|spec| &spec.path))?;
+        check_distinct(self.pool.iter().map(|spec| &spec.path))?;
         let user = rustix::process::getuid().as_raw();
         let socket = self.socket.unwrap_or_else(|| Endpoint::default_socket(user));
         let pool = if self.pool.is_empty() {

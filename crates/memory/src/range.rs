@@ -171,16 +171,19 @@ impl Drop for AddressRange {
 }
 
 /// Reads the first `N` bytes of a device; `map_len` is a length that it can be mapped with. Through
-/// a mapping, since DAX devices have no `read`.
+/// a mapping, since DAX devices have no `read`. What another host wrote with [`write_first`] is seen,
+/// coherent memory or not.
 pub(crate) fn read_first<const N: usize>(file: &File, map_len: u64) -> io::Result<[u8; N]> {
     assert!(N as u64 <= map_len);
     let range = AddressRange::reserve(map_len, map_len)?;
     // SAFETY: the range is new.
     unsafe { range.map(file, 0, map_len, View::Read)? };
-    let mut bytes = [0; N];
+    let (first, mut bytes) = (range.part(0, map_len), [0; N]);
     guarded::install();
     // SAFETY: `N` bytes are mapped; they are copied, so nothing hangs on what other processes do.
-    let copied = unsafe { guarded::copy(bytes.as_mut_ptr(), range.part(0, map_len), N) };
+    let copied = unsafe {
+        guarded::invalidate(first, N).and_then(|()| guarded::copy(bytes.as_mut_ptr(), first, N))
+    };
     copied.map_err(errno_of).and(Ok(bytes))
 }
 
@@ -190,9 +193,12 @@ pub(crate) fn write_first(file: &File, map_len: u64, bytes: &[u8]) -> io::Result
     let range = AddressRange::reserve(map_len, map_len)?;
     // SAFETY: the range is new.
     unsafe { range.map(file, 0, map_len, View::Write)? };
+    let (first, len) = (range.part(0, map_len), bytes.len());
     guarded::install();
-    // SAFETY: `bytes.len()` bytes are mapped writable, and no one has a reference to them.
-    let copied = unsafe { guarded::copy(range.part(0, map_len), bytes.as_ptr(), bytes.len()) };
+    // SAFETY: `len` bytes are mapped writable, and no one has a reference to them.
+    let copied = unsafe {
+        guarded::copy(first, bytes.as_ptr(), len).and_then(|()| guarded::write_back(first, len))
+    };
     copied.map_err(errno_of)
 }
 

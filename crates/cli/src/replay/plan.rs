@@ -5,7 +5,8 @@ use maru_protocol::{Endpoint, PAGE_ALIGN};
 use tracing::subscriber::{NoSubscriber, with_default};
 
 use super::{L1Kind, Replay};
-use crate::{WrongUsage, output};
+use crate::output;
+use crate::usage::WrongUsage;
 
 /// The largest pool that one directory takes, in bytes.
 const POOL_BYTES_MAX: u128 = 16 << 40;

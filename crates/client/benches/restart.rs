@@ -1,7 +1,7 @@
 //! How soon a server with a million entries serves again after `kill -9`, what its store takes on the
 //! disk, and what it has in memory.
 //!
-//! `cargo bench -p maru-server --bench restart`; the figures are in `docs/performance.md`.
+//! `cargo bench -p maru-client --bench restart`; the figures are in `docs/performance.md`.
 // A measurement that fails may stop, and is not exact to 2^-53.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
 

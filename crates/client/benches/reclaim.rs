@@ -1,7 +1,7 @@
 //! How soon 100,000 pins are free after `kill -9` of the instance that holds them, and what another instance
 //! feels of it.
 //!
-//! `cargo bench -p maru-server --bench reclaim`; the figures are in `docs/performance.md`.
+//! `cargo bench -p maru-client --bench reclaim`; the figures are in `docs/performance.md`.
 // A measurement that fails may stop, and is not exact to 2^-53.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::cast_precision_loss)]
 
