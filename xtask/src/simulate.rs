@@ -178,9 +178,10 @@ impl Simulate {
             }
         });
         let first = end.into_inner();
-        let found = (first < self.from + seeds)
-            .then(|| run(first, self.steps, plant, true).err())
-            .flatten();
+        let found = (first < self.from + seeds).then(|| {
+            let again = run(first, self.steps, plant, true).err();
+            again.unwrap_or_else(|| panic!("seed {first} finds something, and not again"))
+        });
         (sum.into_inner().unwrap_or_else(PoisonError::into_inner), found)
     }
 }

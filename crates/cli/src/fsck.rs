@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
-use maru_server::fsck::{Doing, Examined, Fsck, FsckConfig, Repaired};
+use maru_server::fsck::{Doing, Examined, Finding, Fsck, FsckConfig, Repaired};
 use serde::Serialize;
 
 use crate::output;
@@ -100,7 +100,7 @@ fn text(examined: &Examined, verify: bool) -> String {
             "\nthere is no store: served, the pool begins empty\n"
         }
         0 => "\nnothing to repair\n",
-        _ if kept < entries && !verify => {
+        _ if !verify && findings.iter().any(Finding::is_of_distrust) => {
             "\nwith --verify, chunks that have a checksum and are right can be kept\n"
         }
         _ => "",

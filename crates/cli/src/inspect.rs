@@ -225,7 +225,8 @@ fn warnings(stats: &Stats) -> Vec<String> {
     let damaged = stats.counters.damaged;
     if stats.pages_damaged + damaged > 0 {
         warnings.push(format!(
-            "{} damaged and not used any more; {} since the server started, whose log says where",
+            "{} damaged and not used any more; {} since the server started: its log, or that of the \
+             instance that could not write, says where",
             some(stats.pages_damaged, "page"),
             count(damaged)
         ));

@@ -61,7 +61,7 @@ struct Safety {
     durability: DurabilityArg,
     /// Where what outlives the server is kept. Default: beside the first device, with `.store` behind
     /// its name; for a DAX device, /var/lib/maru/UUID or ~/.local/state/maru/UUID.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", requires = "pool")]
     store: Option<PathBuf>,
     /// How what one host writes reaches another: `coherent`, by itself, as on one host; `cache-line`,
     /// by writing cache lines back and invalidating them, as with CXL 2.0 memory that hosts share.

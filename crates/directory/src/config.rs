@@ -6,6 +6,10 @@ use maru_protocol::{PAGE_ALIGN, Visibility};
 
 use crate::SESSIONS_MAX;
 
+/// The longest that a session can outlive its connection: whoever was cut off is cleaned up after
+/// within a second (rule 6).
+pub(crate) const RESUME_MS_MAX: u64 = 900;
+
 /// The most regions of a pool: their list fits into one frame, and a look at all of them is short.
 const REGIONS_MAX: usize = 1 << 16;
 
@@ -151,7 +155,7 @@ impl Config {
         };
         in_range("epoch", self.epoch, u32::try_from(self.epoch).is_ok(), "below 2^32")?;
         in_range("lease_ms", self.lease_ms, self.lease_ms >= 100, "at least 100")?;
-        let resume_fits = self.resume_ms <= 900.min(self.lease_ms);
+        let resume_fits = self.resume_ms <= RESUME_MS_MAX.min(self.lease_ms);
         in_range("resume_ms", self.resume_ms, resume_fits, "at most 900 and at most the lease")?;
         let quarantine = self.quarantine_ms;
         in_range("quarantine_ms", quarantine, quarantine >= 1000, "at least 1000")?;

@@ -103,11 +103,12 @@ impl Directory {
         &self.counters
     }
 
-    /// Whether no session has a page to write to, nor a vanished writer could, and no cache holds lines:
-    /// whoever serves the pool next, and knows nothing of it, may grant any page.
+    /// Whether no session reads a page or has one to write to, no vanished writer could, and no cache
+    /// holds lines: whoever serves the pool next, and knows nothing of it, may grant any page.
     #[must_use]
-    pub fn nobody_writes(&self) -> bool {
-        self.sessions.reservations.is_empty()
+    pub fn nobody_holds(&self) -> bool {
+        self.pins == 0
+            && self.sessions.reservations.is_empty()
             && self.sessions.vanished.is_empty()
             && self.pages.reasons.unclaimed == 0
             && self.pages.reasons.stained == 0

@@ -162,6 +162,9 @@ pub(crate) struct Pages {
     largest_region: u64,
     first_generation: u64,
     next_generation: u64,
+    /// A fault: the next page that is granted keeps its generation.
+    #[cfg(feature = "plant")]
+    pub(crate) keeps_generation: bool,
     /// Regions that were cut since [`Self::uncut_unused`].
     fresh: Vec<u32>,
     free_queues: Vec<QueueId>,
@@ -197,6 +200,8 @@ impl Pages {
             regions,
             first_generation: epoch << 32,
             next_generation: epoch << 32,
+            #[cfg(feature = "plant")]
+            keeps_generation: false,
             fresh: Vec::new(),
             free_queues: Vec::new(),
             queues_made: 0,
@@ -211,11 +216,6 @@ impl Pages {
     /// The first generation of this life of the directory.
     pub(crate) const fn first_generation(&self) -> u64 {
         self.first_generation
-    }
-
-    #[cfg(feature = "plant")]
-    pub(crate) fn repeat_generation(&mut self) {
-        self.next_generation = self.next_generation.saturating_sub(1).max(self.first_generation);
     }
 
     pub(crate) const fn next_generation(&self) -> u64 {
@@ -347,6 +347,10 @@ impl Pages {
     /// Grants a page to a reservation; its next generation begins.
     pub(crate) fn grant(&mut self, at: PageAt, reservation: ReservationId) {
         self.set(at, PageState::Reserved(reservation));
+        #[cfg(feature = "plant")]
+        if std::mem::take(&mut self.keeps_generation) && self.get(at).generation.0 > 0 {
+            return;
+        }
         self.begin(at, Generation(self.next_generation));
         self.next_generation += 1;
     }

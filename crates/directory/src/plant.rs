@@ -17,8 +17,8 @@ impl Directory {
         self.sessions.vanished.keys().copied()
     }
 
-    /// The next page that is granted gets the generation that was granted last (rule 8).
+    /// The next page that is granted keeps the generation that it had (rule 8).
     pub fn plant_old_generation(&mut self) {
-        self.pages.repeat_generation();
+        self.pages.keeps_generation = true;
     }
 }

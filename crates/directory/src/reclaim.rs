@@ -2,6 +2,7 @@
 
 use maru_protocol::{Secret, SessionId};
 
+use crate::config::RESUME_MS_MAX;
 use crate::ids::InstanceId;
 use crate::pages::{PageState, Why};
 use crate::record::Record;
@@ -57,7 +58,8 @@ impl Directory {
     /// long. Their number is bounded by [`crate::Config::sessions_max`].
     fn end_overdue(&mut self, now: Millis) -> Vec<SessionId> {
         let (lease, resume) = (self.config.lease_ms, self.config.resume_ms);
-        let late = self.claims.are_late(now, lease);
+        // The server before may have had longer times, which sessions rely on until they hear of ours.
+        let late = self.claims.are_late(now, lease.max(RESUME_MS_MAX));
         let overdue: Vec<(SessionId, Ending)> = self
             .sessions
             .live
@@ -168,16 +170,20 @@ impl Directory {
     /// Releases what ended sessions held, at most `work` of it, oldest session first. Returns how
     /// much.
     fn drain_ended(&mut self, now: Millis, work: u32) -> u32 {
-        let mut done = 0;
-        while let Some(id) = self.sessions.ended.front().copied() {
+        let (mut done, mut stuck) = (0, 0);
+        while let Some(id) = self.sessions.ended.get(stuck).copied() {
             while done < work && self.release_one(now, id) {
                 done += 1;
             }
-            let left = self.sessions.live.get(&id).is_some_and(|session| session.holdings() > 0);
-            if done == work || left {
+            if done == work {
                 break;
             }
-            self.sessions.ended.pop_front();
+            if self.sessions.live.get(&id).is_some_and(|session| session.holdings() > 0) {
+                // Until there is space in the store; nobody else waits for that.
+                stuck += 1;
+                continue;
+            }
+            self.sessions.ended.remove(stuck);
             let Some(session) = self.sessions.live.remove(&id) else {
                 continue;
             };

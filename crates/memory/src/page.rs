@@ -170,7 +170,11 @@ impl PageMut {
                 guarded::copy_through(to, from, len)
             }
         };
-        result.map_err(|fault| self.span.copy_error(fault, buffer))?;
+        if let Err(fault) = result {
+            // How far it came is not known.
+            self.lines = Lines::Dirty;
+            return Err(self.span.copy_error(fault, buffer));
+        }
         if self.lines == Lines::Unknown {
             self.lines = Lines::Clean;
         }

@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use rustix::io::Errno;
 use rustix::process::{Pid, getpid};
 
+use crate::Visibility;
 use crate::error::MappingError;
 use crate::mapping::PoolMapping;
 use crate::range::{AddressRange, View, to_usize};
@@ -162,7 +163,8 @@ impl Work {
                 return;
             }
             let (offset, len) = (self.offset + start, CHUNK_BYTES.min(self.len - start));
-            match populate(self.mapping.view(self.view), offset, len, self.view) {
+            let coherent = matches!(self.mapping.visibility(), Visibility::Coherent);
+            match populate(self.mapping.view(self.view), offset, len, self.view, coherent) {
                 Ok(()) => {
                     self.done.fetch_add(len, Ordering::Relaxed);
                 }
@@ -188,7 +190,9 @@ pub(crate) fn bring_in(range: &AddressRange, len: u64) -> Result<(), Errno> {
         if offset >= len {
             return Ok(());
         }
-        if let Err(errno) = populate(range, offset, CHUNK_BYTES.min(len - offset), View::Write) {
+        if let Err(errno) =
+            populate(range, offset, CHUNK_BYTES.min(len - offset), View::Write, true)
+        {
             // The others need not go on.
             next.store(len, Ordering::Relaxed);
             return Err(errno);
@@ -209,11 +213,20 @@ pub(crate) fn bring_in(range: &AddressRange, len: u64) -> Result<(), Errno> {
     })
 }
 
-fn populate(range: &AddressRange, offset: u64, len: u64, view: View) -> Result<(), Errno> {
+/// `coherent`: no host has lines of its own of this memory.
+fn populate(
+    range: &AddressRange,
+    offset: u64,
+    len: u64,
+    view: View,
+    coherent: bool,
+) -> Result<(), Errno> {
     loop {
         return match range.populate(offset, len, view) {
             Ok(()) => Ok(()),
             Err(Errno::INTR | Errno::AGAIN) => continue,
+            // A byte that is written as it is would come back over what another host writes.
+            Err(Errno::INVAL) if view == View::Write && !coherent => Err(Errno::NOTSUP),
             Err(Errno::INVAL) => {
                 touch(range, offset, len, view);
                 Ok(())
@@ -229,7 +242,7 @@ fn populate(range: &AddressRange, offset: u64, len: u64, view: View) -> Result<(
 /// What the kernel does since Linux 5.14, page by page, for the kernels before.
 ///
 /// A store must not lose what another process writes to the same byte at the same time, so it is
-/// one atomic exchange of the value for itself. Not `fetch_or(0)`: the compiler may make that a
+/// one atomic exchange of the value for itself. Only where memory is coherent. Not `fetch_or(0)`: the compiler may make that a
 /// load.
 fn touch(range: &AddressRange, offset: u64, len: u64, view: View) {
     let base = range.part(offset, len);

@@ -304,7 +304,7 @@ impl Body<'_> {
             | Self::Suspect { .. }
             | Self::Cleaned { .. }
             | Self::HostGone { .. } => true,
-            // A claim sets what is held, and so may come twice.
+            // Claims begin anew with each hello, so none is sent again.
             Self::Claim { .. }
             | Self::Renew
             | Self::Contains { .. }

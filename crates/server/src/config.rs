@@ -130,6 +130,38 @@ pub enum StartError {
         /// Why not.
         source: StoreError,
     },
+    /// The regions of a pool that has a store cannot get another size.
+    #[error(
+        "the pool has regions of {stored} bytes, not the {asked} asked for: leave --region-size out"
+    )]
+    RegionSize {
+        /// Their size in bytes.
+        stored: u64,
+        /// What was asked for.
+        asked: u64,
+    },
+    /// Chunks that were written in one way cannot be read in the other.
+    #[error(
+        "the pool was served with --visibility {stored}: serve it so, or with an empty store (move \
+         {} away) once no instance has it", store.display()
+    )]
+    OtherVisibility {
+        /// How it was served, as the flag has it.
+        stored: &'static str,
+        /// Its store.
+        store: PathBuf,
+    },
+    /// The store is of a pool that is not there any more.
+    #[error(
+        "{pool} is new, and the store {} is of another pool: move it away, or name another with --store",
+        store.display()
+    )]
+    StoreOfAnother {
+        /// The pool's devices.
+        pool: String,
+        /// The store.
+        store: PathBuf,
+    },
     /// The store does not match the pool, or is corrupt.
     #[error("{reason}; to see what can be kept: {look}; to have it done, the same with --repair")]
     Unfit {

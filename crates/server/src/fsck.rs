@@ -8,13 +8,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use maru_directory::{Config, DeviceSpan, Geometry, Millis, PageAt, Recovery};
 use maru_memory::{MappingError, PoolMapping};
 use maru_protocol::{Checksum, Visibility};
+use rustix::fs::{CWD, RenameFlags};
 use serde::Serialize;
 
 use crate::pool::{Devices, Pool};
@@ -23,9 +24,6 @@ use crate::store::{
     self, Beginning, Durability, FileDisk, Head, Log, PoolIdentity, Progress, Replayed, StoreError,
 };
 use crate::{StartError, process};
-
-/// Records that are stored at once, in bytes.
-const TURN_BYTES: usize = 1 << 20;
 
 /// What is to be looked at.
 #[derive(Debug, Clone)]
@@ -115,14 +113,15 @@ pub enum Finding {
         /// How many.
         entries: u64,
     },
-    /// Pages that a server took out of use can be read.
-    Readable {
-        /// How many.
-        pages: u64,
-    },
 }
 
 impl Finding {
+    /// Whether only chunks that were found right can be kept.
+    #[must_use]
+    pub const fn is_of_distrust(&self) -> bool {
+        matches!(self, Self::ServedSince { .. } | Self::SystemDown | Self::Corrupt { .. })
+    }
+
     /// What a repair does about it.
     #[must_use]
     pub const fn remedy(&self) -> &'static str {
@@ -134,7 +133,6 @@ impl Finding {
             Self::Doubles { .. } => "keep the later of the two",
             Self::WrongBytes { .. } => "forget them",
             Self::Unreadable { .. } => "forget them, and use their pages no more",
-            Self::Readable { .. } => "use them again",
         }
     }
 }
@@ -166,9 +164,6 @@ impl fmt::Display for Finding {
                 write!(f, "chunks whose bytes are not those that were committed: {entries}")
             }
             Self::Unreadable { entries } => write!(f, "chunks that cannot be read: {entries}"),
-            Self::Readable { pages } => {
-                write!(f, "pages that were taken out of use, and can be read: {pages}")
-            }
         }
     }
 }
@@ -260,16 +255,17 @@ impl Fsck {
         }
         let Examined { store, kept, pool_epoch, .. } = self.examined;
         let (made, before) = (beside(&store, "repaired"), beside(&store, "before-repair"));
-        remove(&made)?;
-        remove(&before)?;
-        match self.stored {
-            Some(stored) => {
-                let epoch = stored.head.epoch.max(pool_epoch) + 1;
-                stored.write(epoch, &made)?;
-                rename(&store, &before)?;
-                rename(&made, &store)?;
-            }
-            None => rename(&store, &before)?,
+        if let Some(stored) = self.stored {
+            let epoch = stored.head.epoch.max(pool_epoch) + 1;
+            remove(&made)?;
+            stored.write(epoch, &made)?;
+            // At no moment is there no store.
+            rename(&made, &store, RenameFlags::EXCHANGE)?;
+            remove(&before)?;
+            rename(&made, &before, RenameFlags::empty())?;
+        } else {
+            remove(&before)?;
+            rename(&store, &before, RenameFlags::empty())?;
         }
         Ok(Some(Repaired { kept, before }))
     }
@@ -351,12 +347,7 @@ impl Stored {
             .found()
             .map(|one| (one.page, one.offset, one.length, one.checksum))
             .collect();
-        let damaged: Vec<_> = self.recovery.damaged().collect();
-        let total = chunks
-            .iter()
-            .map(|(_, _, length, _)| length)
-            .chain(damaged.iter().map(|(_, _, bytes)| bytes))
-            .sum();
+        let total = chunks.iter().map(|(_, _, length, _)| length).sum();
         let mut done = 0;
         let mut read = |offset, bytes| {
             done += bytes;
@@ -364,7 +355,7 @@ impl Stored {
             progress(Progress { done, total });
             found
         };
-        let (mut verified, mut wrong, mut unreadable, mut readable) = (BTreeSet::new(), 0, 0, 0);
+        let (mut verified, mut wrong, mut unreadable) = (BTreeSet::new(), 0, 0);
         for (page, offset, length, expected) in chunks {
             match (read(offset, length)?, expected) {
                 (None, _) => {
@@ -379,16 +370,9 @@ impl Stored {
                 (Some(_), None) => {}
             }
         }
-        for (page, offset, bytes) in damaged {
-            if read(offset, bytes)?.is_some() {
-                readable += 1;
-                self.recovery.forget(page);
-            }
-        }
         let counted = [
             (wrong, Finding::WrongBytes { entries: wrong }),
             (unreadable, Finding::Unreadable { entries: unreadable }),
-            (readable, Finding::Readable { pages: readable }),
         ];
         findings.extend(counted.into_iter().filter(|(count, _)| *count > 0).map(|(_, one)| one));
         Ok(verified)
@@ -410,24 +394,9 @@ impl Stored {
         let beginning = Beginning { pool, epoch, system, durability, visibility };
         let log = Log::begin(disk, &Replayed::default(), beginning, &directory);
         let mut log = log.map_err(failed)?;
-        let hosts = directory.hosts_len();
         // What came of making it again is in what the log began with.
         drop(directory.take_records());
-        let mut turn = Vec::new();
-        for (page, generation) in directory.chunks() {
-            directory.append_stored(page, generation, &mut turn);
-            if turn.len() > TURN_BYTES {
-                log.append(&turn, hosts).and_then(|()| log.keep_up(&directory)).map_err(failed)?;
-                turn.clear();
-            }
-            if log.is_full() {
-                let source = ErrorKind::StorageFull.into();
-                return Err(failed(StoreError::Io { what: "write to", source }));
-            }
-        }
-        if !turn.is_empty() {
-            log.append(&turn, hosts).map_err(failed)?;
-        }
+        log.append_all(&directory).map_err(failed)?;
         log.close().map_err(failed)
     }
 }
@@ -484,7 +453,8 @@ fn remove(folder: &Path) -> Result<(), StartError> {
     }
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), StartError> {
+fn rename(from: &Path, to: &Path, how: RenameFlags) -> Result<(), StartError> {
     let what = format!("rename {} to {}", from.display(), to.display());
-    fs::rename(from, to).map_err(StartError::io(what))
+    let renamed = rustix::fs::renameat_with(CWD, from, CWD, to, how);
+    renamed.map_err(io::Error::from).map_err(StartError::io(what))
 }

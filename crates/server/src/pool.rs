@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use maru_directory::{DeviceSpan, Geometry};
 use maru_memory::{
-    Device, DeviceKind, DeviceSpec, IfExists, PoolMapping, Populate, View, Visibility,
+    Device, DeviceError, DeviceKind, DeviceSpec, IfExists, PoolMapping, Populate, View, Visibility,
     check_backing, inspect,
 };
 use maru_protocol::Topology;
@@ -35,7 +35,7 @@ pub(crate) struct Pool {
     visibility: Visibility,
     /// Stops at drop.
     populates: Vec<Populate>,
-    /// Removed at drop: the pool's file.
+    /// Its file, which goes with it.
     temporary: Option<PathBuf>,
 }
 
@@ -59,8 +59,10 @@ impl Devices {
                 (specs.iter().map(open).collect::<Result<Vec<_>, _>>()?, None, false)
             }
             PoolConfig::Temporary(spec) => {
-                let found = Device::open_owner(&spec.path);
-                let found = found.ok().filter(|found| spec.bytes == Some(found.bytes()));
+                let found = match Device::open_owner(&spec.path) {
+                    Err(error @ DeviceError::InUse { .. }) => return Err(error.into()),
+                    found => found.ok().filter(|found| spec.bytes == Some(found.bytes())),
+                };
                 let left_behind = found.is_some();
                 let device = match found {
                     Some(found) => found,
@@ -108,6 +110,11 @@ impl Devices {
     /// The last epoch that they were served in; 0 before the first.
     pub(crate) fn epoch(&self) -> u64 {
         self.all.iter().map(|device| u64::from(device.epoch())).max().unwrap_or(0)
+    }
+
+    /// Whether no server had any of them before.
+    pub(crate) fn are_new(&self) -> bool {
+        self.epoch() == 0
     }
 
     /// Whether somebody may still write to them who was told so by an earlier server.
@@ -192,18 +199,23 @@ impl Pool {
         Ok(())
     }
 
-    /// Says in the devices' headers that nobody writes to them.
-    pub(crate) fn end_service(&mut self) {
-        for device in &mut self.devices {
+    /// Lets go of it in good order: what is temporary goes. `is_left_alone`: nobody reads or writes it
+    /// any more, which the devices' headers are told.
+    pub(crate) fn close(&mut self, is_left_alone: bool) {
+        for device in self.devices.iter_mut().filter(|_| is_left_alone) {
             if let Err(error) = device.end_service() {
                 tracing::warn!(%error, "the next server will wait for writers that are gone");
             }
         }
-    }
-
-    /// Keeps a temporary pool for the next server.
-    pub(crate) fn leave_behind(&mut self) {
-        self.temporary = None;
+        let Some(path) = self.temporary.take() else { return };
+        let store = self.devices.first().map(|first| store_of(&path, first.kind(), first.uuid()));
+        if let Some(store) = store {
+            // It may have none.
+            let _ = std::fs::remove_dir_all(store);
+        }
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the temporary pool");
+        }
     }
 
     /// The pool's memory in this process.
@@ -244,20 +256,6 @@ impl Pool {
         let done = self.populates.iter().position(Populate::is_finished)?;
         let result = self.populates.swap_remove(done).wait();
         result.err().map(|error| error.to_string())
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        let Some(path) = &self.temporary else { return };
-        let store = self.devices.first().map(|first| store_of(path, first.kind(), first.uuid()));
-        if let Some(store) = store {
-            // It may have none.
-            let _ = std::fs::remove_dir_all(store);
-        }
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::warn!(path = %path.display(), %error, "cannot remove the temporary pool");
-        }
     }
 }
 
@@ -326,8 +324,6 @@ fn lay_out(devices: &[Device], region_bytes: u64, visibility: &Visibility) -> To
 
 #[cfg(test)]
 mod tests {
-    use maru_memory::DeviceError;
-
     use super::*;
 
     #[test]
@@ -357,7 +353,7 @@ mod tests {
         std::fs::create_dir(&store).unwrap();
         assert!(path.exists());
         assert_eq!(pool.geometry.region_bytes, 2 << 20);
-        drop(pool);
+        pool.close(true);
         assert!(!path.exists() && !store.exists());
     }
 
@@ -366,15 +362,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pool");
         let spec = |mib: u64| DeviceSpec { path: path.clone(), bytes: Some(mib << 20) };
-        let mut first = open(&PoolConfig::Temporary(spec(8)), None).unwrap();
+        let first = open(&PoolConfig::Temporary(spec(8)), None).unwrap();
         let uuid = first.topology.devices[0].uuid;
-        first.leave_behind();
         drop(first);
         let found = Devices::open(&PoolConfig::Temporary(spec(8))).unwrap();
         assert!(found.left_behind);
-        let mut again = found.into_pool(None, Visibility::Coherent);
+        let again = found.into_pool(None, Visibility::Coherent);
         assert_eq!(again.topology.devices[0].uuid, uuid);
-        again.leave_behind();
         drop(again);
         let other = Devices::open(&PoolConfig::Temporary(spec(16))).unwrap();
         assert!(!other.left_behind);

@@ -110,6 +110,7 @@ impl Server {
         if let Some(address) = config.listen {
             listeners.push(Listener::tcp(address)?);
         }
+        config.directory.check()?;
         let started = Instant::now();
         let (service, mut memory, found) = open(config, progress)?;
         memory.begin_epoch(service.epoch())?;
@@ -205,10 +206,9 @@ impl Server {
     /// space: then a server that is started anew goes on from what is.
     pub fn run(mut self) -> io::Result<()> {
         let served = self.serve_all().and_then(|()| self.service.close().map_err(broken));
-        match &served {
-            Ok(()) if self.service.directory().nobody_writes() => self.pool.end_service(),
-            Ok(()) => {}
-            Err(_) => self.pool.leave_behind(),
+        // After an error the next server goes on with what is.
+        if served.is_ok() {
+            self.pool.close(self.service.directory().nobody_holds());
         }
         served
     }
@@ -544,10 +544,24 @@ fn open_store(
         Ok(head) => head.flatten(),
         Err(error) => return Err(unfit(error.into())),
     };
+    if head.is_some() && devices.are_new() {
+        return Err(StartError::StoreOfAnother { pool: devices.paths().join(", "), store: path });
+    }
+    if let Some(stored) = head.as_ref().map(|head| head.visibility)
+        && hosts_matter != (stored == maru_protocol::Visibility::CacheLine)
+    {
+        let stored = if hosts_matter { "coherent" } else { "cache-line" };
+        return Err(StartError::OtherVisibility { stored, store: path });
+    }
     // A store knows the size that its regions have.
     let region_bytes = head.map(|head| head.pool.region_bytes);
+    if let (Some(asked), Some(stored)) = (config.region_bytes, region_bytes)
+        && asked != stored
+    {
+        return Err(StartError::RegionSize { stored, asked });
+    }
     let (pool_epoch, may_be_written) = (devices.epoch(), devices.may_be_written());
-    let mut pool = devices.into_pool(config.region_bytes.or(region_bytes), visibility);
+    let pool = devices.into_pool(config.region_bytes.or(region_bytes), visibility);
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.as_secs());
     let hash_seed = u64::from_le_bytes(random()?);
     let service = ServiceConfig {
@@ -562,10 +576,7 @@ fn open_store(
     };
     match Service::open(service, disk, pool_epoch, Millis(0), progress) {
         Ok((service, found)) => Ok((service, pool, found)),
-        Err(error) => {
-            pool.leave_behind();
-            Err(unfit(error))
-        }
+        Err(error) => Err(unfit(error)),
     }
 }
 

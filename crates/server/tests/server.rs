@@ -175,7 +175,7 @@ fn a_pool_that_was_made_for_nothing_is_removed() {
     };
     drop(Embedded::start(&config("first")).unwrap());
     let error = Embedded::start(&config("second")).unwrap_err();
-    assert!(matches!(error, StartError::Unfit { .. }), "{error}");
+    assert!(matches!(error, StartError::StoreOfAnother { .. }), "{error}");
     assert!(path("first").exists() && !path("second").exists());
 }
 

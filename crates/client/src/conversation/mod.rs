@@ -154,6 +154,11 @@ impl Conversation {
                 self.session = Some(Arc::new(Session::new(welcome, sent)));
             }
             Standing::Resumed => {}
+            // Until now it has relied on the times of the server before.
+            Standing::Restored if self.relies_on_other_limits(welcome) => {
+                self.end_session();
+                return Err(ClientError::SessionLost);
+            }
             Standing::Restored => {
                 self.give_back_all();
                 self.claim()?;
@@ -372,6 +377,10 @@ impl Conversation {
     pub fn is_hanging(&self, now: Duration, timeout: Duration) -> bool {
         let oldest = self.pending.values().find(|pending| pending.is_unanswered());
         oldest.is_some_and(|oldest| now.saturating_sub(oldest.sent) >= timeout * 9 / 10)
+    }
+
+    fn relies_on_other_limits(&self, welcome: &Welcome) -> bool {
+        self.session.as_ref().is_some_and(|session| *session.limits() != welcome.limits)
     }
 
     /// Goes on with another session: this one's server does not make sense. Whether it is the

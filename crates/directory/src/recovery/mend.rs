@@ -26,19 +26,6 @@ impl Recovery {
         }
     }
 
-    /// The pages that were found bad: their places, where they begin from the start of the pool's
-    /// address range, and their sizes, both in bytes.
-    pub fn damaged(&self) -> impl Iterator<Item = (PageAt, u64, u64)> {
-        let regions = (0..).zip(&self.regions);
-        regions.flat_map(|(region, state)| {
-            let damaged = |(_, slot): &(u32, &Slot)| matches!(slot, Slot::Damaged);
-            (0..).zip(&state.slots).filter(damaged).map(move |(index, _)| {
-                let offset = state.offset + u64::from(index) * state.page_bytes;
-                (PageAt { region, index }, offset, state.page_bytes)
-            })
-        })
-    }
-
     /// Of chunks that are recorded twice, forgets the earlier ones. Returns how many.
     pub fn forget_doubles(&mut self) -> u64 {
         let mut latest: HashMap<&[u8], PageAt> = HashMap::new();

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
 use rustix::io::Errno;
 
 /// How many bytes are written at a time where memory cannot be set aside otherwise.
@@ -40,16 +40,27 @@ pub struct FileDisk {
     folder: PathBuf,
     /// What was made or removed is waited for, too.
     synced: bool,
+    /// Locked: nobody else has the folder meanwhile.
+    _folder: File,
     /// The segment that was used last.
     open: Option<(u64, File)>,
 }
 
 impl FileDisk {
     /// The folder, made if it is not there, for its user alone. `synced`: what [`Disk::create`] and
-    /// [`Disk::remove`] did would outlive a power failure.
+    /// [`Disk::remove`] did would outlive a power failure. [`ErrorKind::ResourceBusy`] while another
+    /// has it.
     pub fn open(folder: &Path, synced: bool) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        Ok(Self { folder: folder.to_owned(), synced, open: None })
+        let locked = File::open(folder)?;
+        flock(&locked, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => io::Error::new(
+                ErrorKind::ResourceBusy,
+                "another server or `maru pool fsck` has it; stop that first",
+            ),
+            error => error.into(),
+        })?;
+        Ok(Self { folder: folder.to_owned(), synced, _folder: locked, open: None })
     }
 
     fn path(&self, segment: u64) -> PathBuf {

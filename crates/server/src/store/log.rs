@@ -24,6 +24,9 @@ const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 20;
 /// Bytes of the oldest segment that are looked at in one turn: some tenths of a millisecond.
 const LOOK_BYTES: usize = 128 << 10;
 
+/// What is stored in one frame of all that is stored at once.
+const FRAME_BYTES: usize = 1 << 20;
+
 /// A log is tidied up once it is longer than what is true of it by this factor, and some segments.
 const SLACK: u64 = 2;
 
@@ -78,6 +81,12 @@ impl<D: Disk> Log<D> {
     ) -> Result<Self, StoreError> {
         if let Some((last, len)) = replayed.segments.last() {
             disk.seal(*last, *len).map_err(StoreError::io("end a segment of"))?;
+        }
+        if beginning.durability == Durability::Fsync {
+            // Those of a life that did not wait for the disk.
+            let mut segments = replayed.segments.iter();
+            let synced = segments.try_for_each(|(segment, _)| disk.sync(*segment));
+            synced.map_err(StoreError::io("write back"))?;
         }
         for segment in &replayed.unfinished {
             disk.remove(*segment).map_err(StoreError::io("remove an unfinished segment of"))?;
@@ -159,8 +168,7 @@ impl<D: Disk> Log<D> {
     /// Makes room for the next turn, and tidies up. To be called when all of the directory's records
     /// are appended.
     pub fn keep_up(&mut self, directory: &Directory) -> Result<(), StoreError> {
-        let len = self.segments.back().map_or(0, |(_, len)| *len);
-        if self.room.saturating_sub(len) < TURN_BYTES + SPARE_BYTES {
+        if self.is_used_up() {
             match self.next_segment(directory) {
                 Ok(()) => {
                     if std::mem::take(&mut self.full) {
@@ -182,6 +190,12 @@ impl<D: Disk> Log<D> {
             }
         }
         if self.full { Ok(()) } else { self.tidy(directory) }
+    }
+
+    /// Whether the segment that is written to may not have room for another turn.
+    fn is_used_up(&self) -> bool {
+        let len = self.segments.back().map_or(0, |(_, len)| *len);
+        self.room.saturating_sub(len) < TURN_BYTES + SPARE_BYTES
     }
 
     /// Begins a segment: all that is true, but for the chunks.
@@ -244,12 +258,33 @@ impl<D: Disk> Log<D> {
             self.append_frame(&still)?;
             self.owed = owed;
         }
-        if self.looked >= len || done == 0 {
+        let is_over = self.looked >= len;
+        if !is_over && done == 0 {
+            tracing::error!(segment = oldest, "the store is damaged: all chunks are stored again");
+            self.append_all(directory)?;
+        }
+        if is_over || done == 0 {
             self.disk.remove(oldest).map_err(StoreError::io("remove a segment of"))?;
             self.segments.pop_front();
             self.looked = 0;
         }
         Ok(())
+    }
+
+    /// Stores all chunks, again or for the first time.
+    pub(crate) fn append_all(&mut self, directory: &Directory) -> Result<(), StoreError> {
+        let mut records = Vec::new();
+        for (page, generation) in directory.chunks() {
+            directory.append_stored(page, generation, &mut records);
+            if records.len() > FRAME_BYTES {
+                self.append_frame(&records)?;
+                records.clear();
+                if self.is_used_up() {
+                    self.next_segment(directory).map_err(StoreError::io("begin a segment of"))?;
+                }
+            }
+        }
+        if records.is_empty() { Ok(()) } else { self.append_frame(&records) }
     }
 
     /// About `len` bytes of a segment; one frame at least.

@@ -159,6 +159,13 @@ pub enum Flaw {
     Unreadable(String),
 }
 
+impl Flaw {
+    /// Whether a write that was cut off leaves it.
+    const fn may_be_torn(&self) -> bool {
+        !matches!(self, Self::Unreadable(_))
+    }
+}
+
 impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -44,6 +44,7 @@ impl Replayed {
 /// nothing of it was on the disk when the operating system came down.
 pub fn head(disk: &mut impl Disk) -> Result<Option<Head>, StoreError> {
     let segments = disk.list().map_err(StoreError::io("list the segments of"))?;
+    let is_alone = segments.len() == 1;
     let mut flaw = None;
     for segment in segments.into_keys().rev() {
         // A head is a line or two for each device.
@@ -51,12 +52,13 @@ pub fn head(disk: &mut impl Disk) -> Result<Option<Head>, StoreError> {
         match split_head(&bytes) {
             Ok((head, _)) => return Ok(Some(head)),
             Err(_) if bytes.iter().take(MAGIC.len()).all(|byte| *byte == 0) => {}
+            // The one that was being begun when the first server of this pool was killed.
+            Err(_) if is_alone && segment == 1 && !holds_a_frame(&bytes) => {}
             Err(why) => flaw = Some((segment, why)),
         }
     }
     match flaw {
-        // One that was being begun when the first server of this pool was killed.
-        Some((1, _)) | None => Ok(None),
+        None => Ok(None),
         Some((segment, why)) => Err(StoreError::Corrupt { segment, offset: 0, why }),
     }
 }
@@ -79,14 +81,15 @@ pub fn replay(
         match read_segment(segment, &bytes, &mut replayed, recovery, tolerant) {
             Ok(end) => replayed.segments.push((segment, end as u64)),
             // What comes of a crash, of the segment that was written to: its last write is cut off.
-            Err(Stopped { at, why: StoreError::Corrupt { .. } })
-                if is_last && !holds_a_frame(&bytes[at..]) =>
+            Err(Stopped { at, why: StoreError::Corrupt { why, .. } })
+                if is_last && why.may_be_torn() && !holds_a_frame(&bytes[at..]) =>
             {
                 if at == 0 {
                     replayed.unfinished.push(segment);
                 } else {
+                    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
                     replayed.segments.push((segment, at as u64));
-                    replayed.torn_bytes = (bytes.len() - at) as u64;
+                    replayed.torn_bytes = end.saturating_sub(at) as u64;
                 }
             }
             Err(Stopped { at, why }) if tolerant => {
@@ -101,11 +104,10 @@ pub fn replay(
     Ok(replayed)
 }
 
-/// Whether a whole frame begins somewhere in `bytes`, but not with them. Looks for small ones nearby:
-/// most are, and nearly everything else is not taken for one at once.
+/// Whether a whole frame begins somewhere in `bytes`, but not with them. Looks for small ones: most
+/// are, and nearly everything else is not taken for one at once.
 fn holds_a_frame(bytes: &[u8]) -> bool {
-    let near = bytes.len().min(1 << 20);
-    (1..near).any(|at| {
+    (1..bytes.len()).any(|at| {
         let rest = &bytes[at..];
         let small = rest.first_chunk().is_some_and(|len| u32::from_le_bytes(*len) < 64 << 10);
         small && matches!(split_frame(rest), Ok(Some(_)))
@@ -156,7 +158,8 @@ fn read_segment(
         let rest = &bytes[at..];
         let (mut payload, len) = match (split_frame(rest), rest.first_chunk()) {
             (Ok(Some(frame)), _) => frame,
-            (Ok(None), _) => break,
+            (Ok(None), _) if rest.iter().all(|byte| *byte == 0) => break,
+            (Ok(None), _) => return Err(corrupt(at, Flaw::CutOff)),
             // Its length may still be right.
             (Err(why @ Flaw::Checksum), Some(len)) if tolerant && holds_a_frame(rest) => {
                 replayed.problems.push(corrupt(at, why).why);

@@ -265,7 +265,7 @@ impl Instance {
         let (mut items, mut keys) = (Vec::new(), Vec::new());
         for page in pages {
             let all = lines(page.handle.offset, page.bytes);
-            if !page.non_temporal {
+            if !page.non_temporal && !around.memory.chunks_unpublished {
                 around.memory.publish(self.host, all.clone());
             }
             let made = || {
@@ -512,7 +512,7 @@ impl Instance {
             (What::Beat, Answer::Renewed(stained)) if !stained.is_empty() => {
                 let mut handles = Vec::new();
                 for Location { handle, length } in stained {
-                    around.memory.acquire(self.host, lines(handle.offset, length));
+                    around.memory.publish(self.host, lines(handle.offset, length));
                     handles.push(handle);
                 }
                 frames.extend(self.ask(around.now, Body::Cleaned { handles }, What::Nothing));
@@ -545,7 +545,7 @@ impl Instance {
         around: &mut Surroundings<'_>,
     ) {
         let Location { handle, length } = chunk.location;
-        if chunk.foreign {
+        if chunk.foreign && !around.memory.chunks_unacquired {
             around.memory.acquire(self.host, lines(handle.offset, length));
         }
         self.readables += 1;

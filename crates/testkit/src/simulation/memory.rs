@@ -20,10 +20,9 @@ pub(super) struct Memory {
     lines: HashMap<u64, u64>,
     /// What each host's caches have of it, in an order: the random ones are chosen by place.
     caches: Vec<BTreeMap<u64, Cached>>,
-    /// [`Memory::publish`] does nothing: a planted fault.
-    pub(super) never_publishes: bool,
-    /// [`Memory::acquire`] does nothing: a planted fault.
-    pub(super) never_acquires: bool,
+    /// Planted faults: writers do not publish what they commit, readers do not acquire what they read.
+    pub(super) chunks_unpublished: bool,
+    pub(super) chunks_unacquired: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,8 +42,8 @@ impl Memory {
             visibility,
             lines: HashMap::new(),
             caches: vec![BTreeMap::new(); hosts],
-            never_publishes: false,
-            never_acquires: false,
+            chunks_unpublished: false,
+            chunks_unacquired: false,
         }
     }
 
@@ -85,16 +84,12 @@ impl Memory {
 
     /// Writes lines back; they stay in the cache.
     pub(super) fn publish(&mut self, host: Host, lines: impl Iterator<Item = u64>) {
-        if !self.never_publishes {
-            lines.for_each(|line| self.write_back(host, line));
-        }
+        lines.for_each(|line| self.write_back(host, line));
     }
 
     /// Writes lines back and forgets them: the next load is of memory.
     pub(super) fn acquire(&mut self, host: Host, lines: impl Iterator<Item = u64>) {
-        if !self.never_acquires {
-            lines.for_each(|line| self.evict(host, line));
-        }
+        lines.for_each(|line| self.evict(host, line));
     }
 
     fn evict(&mut self, host: Host, line: u64) {

@@ -144,7 +144,9 @@ impl World {
         let Some(server) = &self.server else {
             return Ok(());
         };
-        let written: BTreeSet<u64> = lines(handle.offset, 4 * LINE_BYTES).collect();
+        let pages = &self.instances[index].writable;
+        let bytes = pages.iter().find(|page| page.handle == handle).map_or(0, |page| page.bytes);
+        let written: BTreeSet<u64> = lines(handle.offset, bytes).collect();
         for entry in server.snapshot.entries.values() {
             let mut others = lines(entry.handle.offset, entry.length.into());
             if entry.handle != handle && others.any(|line| written.contains(&line)) {

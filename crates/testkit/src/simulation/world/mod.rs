@@ -59,8 +59,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(setup: Setup, plant: Option<Plant>) -> Self {
         let mut memory = Memory::new(setup.visibility, HOSTS);
-        memory.never_publishes = plant == Some(Plant::MissingFlush);
-        memory.never_acquires = plant == Some(Plant::MissingInvalidate);
+        memory.chunks_unpublished = plant == Some(Plant::MissingFlush);
+        memory.chunks_unacquired = plant == Some(Plant::MissingInvalidate);
         let mut world = Self {
             setup,
             plant,
@@ -171,6 +171,8 @@ impl World {
                 let vanished: Vec<SessionId> =
                     server.service.directory().vanished_sessions().collect();
                 for session in vanished {
+                    // The checks are told so, too: what finds it is that the writer goes on.
+                    server.gone.insert(session);
                     server.service.writer_dead(now, session);
                 }
             }

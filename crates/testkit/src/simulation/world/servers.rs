@@ -208,8 +208,11 @@ impl World {
         };
         let all = lines(handle.offset, length);
         self.memory.acquire(0, all.clone());
-        let found: Vec<u64> = all.map(|line| self.memory.load(0, line)).collect();
+        let found: Vec<u64> = all.clone().map(|line| self.memory.load(0, line)).collect();
         if expected.is_some_and(|expected| expected != checksum(&found)) {
+            if !all.clone().any(|line| self.damaged_lines.contains(&line)) {
+                return Err(format!("the scrubber condemns {handle:?}, which is as it was"));
+            }
             server.service.condemn(handle);
             return self.settle_and_check(None);
         }
