@@ -14,7 +14,7 @@ use maru_directory::Config;
 use maru_memory::DeviceSpec;
 use maru_protocol::{
     Answer, Body, CommitItem, FRAME_BYTES_MAX, FrameKind, HEADER_LEN, Header, Hello, Key, Refusal,
-    Request, ReserveOutcome, Resume, SessionId, Standing,
+    Request, ReserveOutcome, Resume, SessionId, Standing, Visibility,
 };
 use maru_server::{Embedded, PoolConfig, Server, ServerConfig, StartError};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -177,6 +177,33 @@ fn a_pool_that_was_made_for_nothing_is_removed() {
     let error = Embedded::start(&config("second")).unwrap_err();
     assert!(matches!(error, StartError::StoreOfAnother { .. }), "{error}");
     assert!(path("first").exists() && !path("second").exists());
+}
+
+/// A wrong flag was taken for a store that does not match, and the pool was made anew.
+#[test]
+fn what_a_killed_server_left_outlives_wrong_settings() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let spec = DeviceSpec { path: folder.path().join("pool"), bytes: Some(8 << 20) };
+    let config = |change: fn(&mut ServerConfig)| {
+        let pool = PoolConfig::Temporary(spec.clone());
+        let mut config =
+            ServerConfig { socket: Some(folder.path().join("socket")), ..ServerConfig::new(pool) };
+        change(&mut config);
+        config
+    };
+    // As if it was killed: it never ran to its end.
+    drop(Server::start(&config(|_| {})).unwrap());
+    let before = std::fs::read(&spec.path).unwrap();
+    let low = |config: &mut ServerConfig| config.directory.watermark_high_permille = 10;
+    let error = Server::start(&config(low)).unwrap_err();
+    assert!(matches!(error, StartError::Config(_)), "{error}");
+    let regions = |config: &mut ServerConfig| config.region_bytes = Some(4 << 20);
+    let error = Server::start(&config(regions)).unwrap_err();
+    assert!(matches!(error, StartError::RegionSize { stored, .. } if stored == 2 << 20), "{error}");
+    let visibility = |config: &mut ServerConfig| config.visibility = Visibility::CacheLine;
+    let error = Server::start(&config(visibility)).unwrap_err();
+    assert!(matches!(error, StartError::OtherVisibility { stored: "coherent", .. }), "{error}");
+    assert!(std::fs::read(&spec.path).unwrap() == before, "it is untouched");
 }
 
 #[test]

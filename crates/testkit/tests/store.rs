@@ -216,6 +216,36 @@ fn rot_is_found_and_nothing_is_served() {
     }
 }
 
+/// A store with one segment whose head was broken passed for none, and was removed.
+#[test]
+fn a_lone_segment_with_a_broken_head_is_corrupt() {
+    for at in [0, 8, 12, 30] {
+        let disk = MemoryDisk::default();
+        let (mut first, _) = Serving::open(disk.clone());
+        first.store(&names(0, 10));
+        drop(first);
+        disk.with_bytes(1, |bytes| bytes[at] ^= 1);
+        let error = open_error(disk);
+        let corrupt = matches!(error, OpenError::Store(StoreError::Corrupt { segment: 1, .. }));
+        assert!(corrupt, "byte {at}: {error}");
+    }
+}
+
+/// A length of 0 is where a segment ends, so all that followed was passed over.
+#[test]
+fn nothing_lies_behind_the_end_of_a_segment() {
+    for segment in 1..=3 {
+        let disk = three_segments();
+        disk.with_bytes(segment, |bytes| {
+            let head = 12 + u32::from_le_bytes(*bytes[8..].first_chunk().unwrap()) as usize;
+            bytes[8 + head..][..4].fill(0);
+        });
+        let error = open_error(disk);
+        let corrupt = matches!(error, OpenError::Store(StoreError::Corrupt { .. }));
+        assert!(corrupt, "segment {segment}: {error}");
+    }
+}
+
 #[test]
 fn a_segment_that_is_missing_is_missed() {
     let mut disk = three_segments();
@@ -312,6 +342,20 @@ fn a_power_failure_takes_nothing_that_was_synced() {
     let before = first.snapshot();
     let (second, _) = Serving::open(disk.durable_image());
     rules::acknowledged_is_recoverable(&before, &second.snapshot()).unwrap();
+}
+
+/// What a life stored that did not wait for the disk was never synced, and believed all the same.
+#[test]
+fn a_power_failure_takes_nothing_of_the_lives_before_either() {
+    let disk = MemoryDisk::default();
+    let (mut first, _) = Serving::open(disk.clone());
+    first.store(&names(0, 50));
+    let before = first.snapshot();
+    drop(first);
+    let (second, _) = Serving::open_with(config(Durability::Fsync), disk.clone()).unwrap();
+    drop(second);
+    let (third, _) = Serving::open(disk.durable_image());
+    rules::acknowledged_is_recoverable(&before, &third.snapshot()).unwrap();
 }
 
 /// The operating system came down. What the store was told last was not on the disk, and the pool, which
@@ -428,6 +472,36 @@ fn a_long_log_is_tidied_up_while_it_is_written() {
     let (mut again, _) = Serving::open(disk);
     rules::acknowledged_is_recoverable(&before, &again.snapshot()).unwrap();
     assert!(again.has(&names(7, 1)[0]), "what was stored first, and never since, is there");
+}
+
+/// What was still true behind the damage went with its segment.
+#[test]
+fn a_damaged_segment_is_not_tidied_away_with_what_it_holds() {
+    let disk = MemoryDisk::default();
+    let (mut serving, _) = Serving::open(disk.clone());
+    serving.store(&names(0, 1000));
+    let keys: Vec<String> = names(0, 1000);
+    let keys = keys.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect();
+    serving.ask(Body::Acquire { keys, pins: 1, stop_at_miss: false }).unwrap();
+    disk.with_bytes(1, |bytes| bytes[2000] ^= 1);
+    for turn in 0..1500 {
+        serving.store(&names(10_000 + turn * 512, 512));
+    }
+    assert!(disk.clone().list().unwrap().keys().next() > Some(&1), "the first segment is gone");
+    let before = serving.snapshot();
+    drop(serving);
+    let (again, _) = Serving::open(disk);
+    rules::acknowledged_is_recoverable(&before, &again.snapshot()).unwrap();
+}
+
+#[test]
+fn two_servers_do_not_have_one_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = FileDisk::open(folder.path(), false).unwrap();
+    let error = FileDisk::open(folder.path(), false).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
+    drop(first);
+    FileDisk::open(folder.path(), false).unwrap();
 }
 
 #[test]

@@ -424,6 +424,34 @@ fn a_session_that_ended_is_not_restored() {
     assert_eq!(pool.stats(b).sessions_awaited, 0);
 }
 
+/// Its page was granted by a server without a store, while a reader still took it for protected.
+#[test]
+fn a_pool_that_is_read_is_not_left_alone() {
+    let mut pool = Pool::new(2);
+    let a = pool.hello("a");
+    let k = pool.store(a, "k").handle;
+    assert!(pool.directory.nobody_holds());
+    pool.acquire(a, "k");
+    assert!(!pool.directory.nobody_holds());
+    pool.release(a, k);
+    assert!(pool.directory.nobody_holds());
+}
+
+/// A session relies on the times of the server that it knew until it hears of others.
+#[test]
+fn a_shorter_lease_is_not_held_against_a_session_of_before() {
+    let config = Config { lease_ms: 100, resume_ms: 100, ..config() };
+    let mut pool = Pool::with(config, &memory(2));
+    let a = pool.hello("a");
+    pool.store(a, "k");
+    pool.acquire(a, "k");
+    pool.restart();
+    pool.tick(899);
+    assert_eq!(pool.directory.sessions_awaited(), 1);
+    pool.tick(1);
+    assert_eq!(pool.directory.sessions_awaited(), 0);
+}
+
 /// It was taken for a writer that had vanished if the server was killed before its next tick: what was
 /// vacant was kept from everybody for the time of a quarantine.
 #[test]
@@ -467,6 +495,12 @@ fn while_nothing_can_be_stored_writes_are_refused_and_reads_go_on() {
     let stats = pool.stats(a);
     assert!(stats.store_full);
     assert_eq!((stats.pins, stats.pages_reserved), (0, 2), "pages wait, pins do not");
+    // Nor do the pins of who dies behind one whose pages wait.
+    let reader = pool.hello("c");
+    pool.acquire(reader, "k");
+    pool.directory.writer_dead(pool.now, reader);
+    pool.tick(0);
+    assert_eq!(pool.stats(a).pins, 0);
     pool.tick(2_000);
     pool.directory.set_store_full(false);
     pool.tick(0);

@@ -43,6 +43,19 @@ struct Claimed {
     then: Vec<u64>,
 }
 
+/// It went on to believe itself alive by the times of the server before, which had become shorter.
+#[test]
+fn a_session_that_relied_on_other_times_is_over() {
+    let mut talk = holding();
+    let session = Arc::clone(talk.session().unwrap());
+    let mut welcome = welcome(1, Standing::Restored);
+    welcome.limits.lease_ms /= 2;
+    let again = talk.welcomed(ms(9), ms(9), &welcome).map(|_| ());
+    assert!(matches!(again, Err(ClientError::SessionLost)));
+    assert!(session.is_lost() && !session.is_certainly_alive(ms(9)));
+    assert!(talk.hello().unwrap().is_none(), "the next is a new one");
+}
+
 fn restored(talk: &mut Conversation, now: u64) -> Claimed {
     let welcome = welcome(1, Standing::Restored);
     let frames: Vec<Vec<u8>> =
