@@ -242,8 +242,8 @@ fn populate(
 /// What the kernel does since Linux 5.14, page by page, for the kernels before.
 ///
 /// A store must not lose what another process writes to the same byte at the same time, so it is
-/// one atomic exchange of the value for itself. Only where memory is coherent. Not `fetch_or(0)`: the compiler may make that a
-/// load.
+/// one atomic exchange of the value for itself: only where memory is coherent. Not `fetch_or(0)`: the
+/// compiler may make that a load.
 fn touch(range: &AddressRange, offset: u64, len: u64, view: View) {
     let base = range.part(offset, len);
     for at in (0..to_usize(len)).step_by(rustix::param::page_size()) {

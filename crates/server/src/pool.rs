@@ -112,11 +112,6 @@ impl Devices {
         self.all.iter().map(|device| u64::from(device.epoch())).max().unwrap_or(0)
     }
 
-    /// Whether no server had any of them before.
-    pub(crate) fn are_new(&self) -> bool {
-        self.epoch() == 0
-    }
-
     /// Whether somebody may still write to them who was told so by an earlier server.
     pub(crate) fn may_be_written(&self) -> bool {
         self.all.iter().any(Device::was_in_service)

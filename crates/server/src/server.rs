@@ -1,16 +1,16 @@
 //! The event loop.
 
 mod door;
+mod open;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use maru_directory::{Config, Millis};
-use maru_memory::Visibility;
+use maru_directory::Millis;
 use maru_protocol::{Body, FrameError, FrameKind, Key, Refusal, Request, SessionId, VERSION};
 use mio::{Events, Poll, Token, Waker};
 use slab::Slab;
@@ -18,12 +18,12 @@ use slab::Slab;
 use crate::connection::{Connection, Input, Peer};
 use crate::events::Watchers;
 use crate::listener::Listener;
-use crate::pool::{Devices, Pool};
+use crate::pool::Pool;
 use crate::process::{self, Fate, Process};
 use crate::scrub::{Scrubber, Verdict};
-use crate::service::{Found, Service, ServiceConfig};
-use crate::store::{self, Durability, FileDisk, Progress, StoreError};
-use crate::{PoolConfig, ServerConfig, StartError};
+use crate::service::{Found, Service};
+use crate::store::{FileDisk, Progress, StoreError};
+use crate::{ServerConfig, StartError};
 
 /// How often time passes for the directory: well under the second in which the dead are cleaned up
 /// after.
@@ -112,7 +112,7 @@ impl Server {
         }
         config.directory.check()?;
         let started = Instant::now();
-        let (service, mut memory, found) = open(config, progress)?;
+        let (service, mut memory, found) = open::open(config, progress)?;
         memory.begin_epoch(service.epoch())?;
         if config.populate {
             memory.populate()?;
@@ -500,83 +500,6 @@ impl Server {
             );
         }
         Ok(())
-    }
-}
-
-/// Opens the pool and its store.
-fn open(config: &ServerConfig, progress: &mut dyn FnMut(Progress)) -> Result<Opened, StartError> {
-    // Before anything is made.
-    let visibility = config.memory_visibility()?;
-    let devices = Devices::open(&config.pool)?;
-    let left_behind = devices.left_behind;
-    match (open_store(config, devices, visibility.clone(), progress), &config.pool) {
-        (Err(error @ StartError::Unfit { .. }), PoolConfig::Temporary(spec)) if left_behind => {
-            tracing::warn!(%error, "what a killed server left behind is of no use: it is made anew");
-            open_store(config, Devices::anew(spec)?, visibility, progress)
-        }
-        (opened, _) => opened,
-    }
-}
-
-type Opened = (Service<FileDisk>, Pool, Found);
-
-/// Opens the store of these devices.
-fn open_store(
-    config: &ServerConfig,
-    devices: Devices,
-    visibility: Visibility,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Opened, StartError> {
-    let path = config.store.clone().unwrap_or_else(|| devices.default_store());
-    let failed = |source| StartError::Store { store: path.clone(), source };
-    let hosts_matter = matches!(visibility, Visibility::CacheLine { .. });
-    let synced = config.durability == Durability::Fsync || hosts_matter;
-    let mut disk = match config.durability {
-        Durability::None => None,
-        Durability::Process | Durability::Fsync => {
-            let disk = FileDisk::open(&path, synced);
-            Some(disk.map_err(|source| failed(StoreError::Io { what: "open", source }))?)
-        }
-    };
-    let head = disk.as_mut().map(store::head).transpose();
-    let unfit = StartError::open(&path, &devices.paths());
-    let head = match head {
-        Ok(head) => head.flatten(),
-        Err(error) => return Err(unfit(error.into())),
-    };
-    if head.is_some() && devices.are_new() {
-        return Err(StartError::StoreOfAnother { pool: devices.paths().join(", "), store: path });
-    }
-    if let Some(stored) = head.as_ref().map(|head| head.visibility)
-        && hosts_matter != (stored == maru_protocol::Visibility::CacheLine)
-    {
-        let stored = if hosts_matter { "coherent" } else { "cache-line" };
-        return Err(StartError::OtherVisibility { stored, store: path });
-    }
-    // A store knows the size that its regions have.
-    let region_bytes = head.map(|head| head.pool.region_bytes);
-    if let (Some(asked), Some(stored)) = (config.region_bytes, region_bytes)
-        && asked != stored
-    {
-        return Err(StartError::RegionSize { stored, asked });
-    }
-    let (pool_epoch, may_be_written) = (devices.epoch(), devices.may_be_written());
-    let pool = devices.into_pool(config.region_bytes.or(region_bytes), visibility);
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.as_secs());
-    let hash_seed = u64::from_le_bytes(random()?);
-    let service = ServiceConfig {
-        // Unix time grows from one life to the next; where it does not, the pool knows better.
-        directory: Config { epoch: seconds & 0xffff_ffff, hash_seed, ..config.directory.clone() },
-        geometry: pool.geometry.clone(),
-        topology: pool.topology.clone(),
-        checksums: config.checksums,
-        durability: config.durability,
-        may_be_written,
-        system: process::system(),
-    };
-    match Service::open(service, disk, pool_epoch, Millis(0), progress) {
-        Ok((service, found)) => Ok((service, pool, found)),
-        Err(error) => Err(unfit(error)),
     }
 }
 
