@@ -90,6 +90,23 @@ fn a_buffer_that_fails_is_not_the_pools_fault() {
     }
 }
 
+/// A page that was written whole before passed for one without lines to be written back.
+#[test]
+fn a_copy_that_failed_leaves_lines_to_be_written_back() {
+    let dir = shm_dir();
+    let (device, other) = (create(&dir, "pool", 4 * MIB), create(&dir, "other", 4 * MIB));
+    let (mapping, elsewhere) = (map_with(&device, CACHE_LINE), map(&other));
+    let view = elsewhere.read(DATA_START, SMALL).unwrap();
+    let mut page = mapping.write(DATA_START, SMALL).unwrap();
+    page.copy_from(&pattern(SMALL)).unwrap();
+    cut(&other, DATA_START + UNIT);
+    let error = page.copy_from(view.bytes()).unwrap_err();
+    assert!(matches!(error, MappingError::Buffer), "{error}");
+    // Who looks at the lines meets what is not there.
+    cut(&device, DATA_START);
+    expect_media(page.write_back(7).unwrap_err(), &device, DATA_START);
+}
+
 #[test]
 fn many_threads_fail_at_once() {
     const ROUNDS: usize = 200;
