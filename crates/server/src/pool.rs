@@ -197,9 +197,11 @@ impl Pool {
     /// Lets go of it in good order: what is temporary goes. `is_left_alone`: nobody reads or writes it
     /// any more, which the devices' headers are told.
     pub(crate) fn close(&mut self, is_left_alone: bool) {
-        for device in self.devices.iter_mut().filter(|_| is_left_alone) {
-            if let Err(error) = device.end_service() {
-                tracing::warn!(%error, "the next server will wait for writers that are gone");
+        if is_left_alone {
+            for device in &mut self.devices {
+                if let Err(error) = device.end_service() {
+                    tracing::warn!(%error, "the next server will wait for writers that are gone");
+                }
             }
         }
         let Some(path) = self.temporary.take() else { return };

@@ -65,7 +65,6 @@ pub struct Server {
     processes: Slab<Process>,
     service: Service<FileDisk>,
     found: Found,
-    // Dropped in this order: nothing reads a pool that is to be removed.
     scrubber: Scrubber,
     pool: Pool,
     started: Instant,

@@ -81,6 +81,13 @@ impl<D: Disk> Serving<D> {
         count
     }
 
+    /// The same, and nobody evicts them.
+    fn store_and_pin(&mut self, names: &[String]) {
+        assert_eq!(self.store(names), names.len());
+        let keys = names.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect();
+        self.ask(Body::Acquire { keys, pins: 1, stop_at_miss: false }).unwrap();
+    }
+
     fn has(&mut self, name: &str) -> bool {
         let keys = vec![Key::new(name.as_bytes()).unwrap()];
         self.ask(Body::Contains { keys }) == Ok(Answer::Contained(vec![Presence::Resident]))
@@ -453,12 +460,7 @@ fn a_full_disk_refuses_writes_until_there_is_space_again() {
 fn a_long_log_is_tidied_up_while_it_is_written() {
     let disk = MemoryDisk::default();
     let (mut serving, _) = Serving::open(disk.clone());
-    let kept = serving.store(&names(0, 1000));
-    assert_eq!(kept, 1000);
-    let pins = 1;
-    let keys: Vec<String> = names(0, 1000);
-    let keys = keys.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect();
-    serving.ask(Body::Acquire { keys, pins, stop_at_miss: false }).unwrap();
+    serving.store_and_pin(&names(0, 1000));
     let mut longest = 0;
     for turn in 0..1500 {
         serving.store(&names(10_000 + turn * 512, 512));
@@ -479,10 +481,7 @@ fn a_long_log_is_tidied_up_while_it_is_written() {
 fn a_damaged_segment_is_not_tidied_away_with_what_it_holds() {
     let disk = MemoryDisk::default();
     let (mut serving, _) = Serving::open(disk.clone());
-    serving.store(&names(0, 1000));
-    let keys: Vec<String> = names(0, 1000);
-    let keys = keys.iter().map(|name| Key::new(name.as_bytes()).unwrap()).collect();
-    serving.ask(Body::Acquire { keys, pins: 1, stop_at_miss: false }).unwrap();
+    serving.store_and_pin(&names(0, 1000));
     disk.with_bytes(1, |bytes| bytes[2000] ^= 1);
     for turn in 0..1500 {
         serving.store(&names(10_000 + turn * 512, 512));

@@ -34,7 +34,7 @@ pub enum Plant {
     QuarantineSkipped,
     /// A commit is answered before it is stored.
     AcknowledgedBeforeStored,
-    /// A page is granted with the generation of another.
+    /// A page is granted again with the generation that it had.
     GenerationNotBumped,
 }
 
