@@ -126,6 +126,7 @@ fn ask(bytes: &mut Unstructured<'_>) -> Result<Ask> {
             handles: some,
             length: bytes.arbitrary()?,
             pins: bytes.arbitrary()?,
+            names: bytes.arbitrary()?,
         },
         7 => Ask::Abort { handles: some },
         8 => Ask::Contains { keys: some },

@@ -1,6 +1,7 @@
 //! The client: requests and what comes of them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use maru_memory::PoolMapping;
 use maru_protocol::{
@@ -142,6 +143,23 @@ impl Client {
         pages.into_iter().collect()
     }
 
+    /// Reserves `count` pages of `page_bytes` for chunks that have no name yet; they get one with
+    /// [`Client::commit_as`]. The result has an element a page: a page, or why the pool has none.
+    pub fn reserve_unnamed(
+        &self,
+        count: usize,
+        page_bytes: u64,
+    ) -> Result<Vec<Reserved>, ClientError> {
+        // Names that only this process uses, each once.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let first = NEXT.fetch_add(count as u64, Ordering::Relaxed);
+        let (process, ends) = (std::process::id(), first..first + count as u64);
+        let names: Vec<String> = ends.map(|n| format!("(unnamed)@{process}@{n}")).collect();
+        let keys = names.iter().map(|name| Key::new(name.as_bytes()).expect("at most 42 bytes"));
+        let keys: Vec<Key<'_>> = keys.collect();
+        self.reserve(&keys, page_bytes, Reserve::default())
+    }
+
     /// Makes written pages visible to all instances, in one step each; before anybody is told of them,
     /// to other hosts. The result has an element a page.
     ///
@@ -151,20 +169,18 @@ impl Client {
         &self,
         pages: impl IntoIterator<Item = ReservedPage>,
     ) -> Result<Vec<Committed>, ClientError> {
-        Ok(self
-            .commit_and_pin(pages, 0)?
-            .outcomes
-            .into_iter()
-            .map(|outcome| match outcome {
-                None => Committed::Unwritable,
-                Some(CommitOutcome::Committed(chunk)) => Committed::Stored(chunk.location),
-                Some(CommitOutcome::Superseded(chunk)) => Committed::Superseded(chunk.location),
-                // `set_length` keeps lengths good.
-                Some(CommitOutcome::NotReserved | CommitOutcome::BadLength) => {
-                    Committed::NotReserved
-                }
-            })
-            .collect())
+        let pages = pages.into_iter().map(|page| (None, page));
+        Ok(self.commit_and_pin(pages, 0)?.outcomes.into_iter().map(committed).collect())
+    }
+
+    /// [`Client::commit`] under other keys than the pages were reserved for, one a page: for those of
+    /// [`Client::reserve_unnamed`].
+    pub fn commit_as<'a>(
+        &self,
+        pages: impl IntoIterator<Item = (Key<'a>, ReservedPage)>,
+    ) -> Result<Vec<Committed>, ClientError> {
+        let pages = pages.into_iter().map(|(name, page)| (Some(name), page));
+        Ok(self.commit_and_pin(pages, 0)?.outcomes.into_iter().map(committed).collect())
     }
 
     /// [`Client::commit`] and [`Client::acquire`] in one step: pins the chunks that are resident
@@ -174,6 +190,7 @@ impl Client {
         &self,
         pages: impl IntoIterator<Item = ReservedPage>,
     ) -> Result<Vec<Option<Promoted>>, ClientError> {
+        let pages = pages.into_iter().map(|page| (None, page));
         let CommitAnswer { mapped, outcomes } = self.commit_and_pin(pages, 1)?;
         let promoted = outcomes.into_iter().map(|outcome| {
             let (chunk, superseded) = match outcome? {
@@ -186,22 +203,27 @@ impl Client {
         Ok(promoted.collect())
     }
 
-    fn commit_and_pin(
+    /// All pages have a name, or none has.
+    fn commit_and_pin<'a>(
         &self,
-        pages: impl IntoIterator<Item = ReservedPage>,
+        pages: impl IntoIterator<Item = (Option<Key<'a>>, ReservedPage)>,
         pins: u32,
     ) -> Result<CommitAnswer, ClientError> {
         self.link.check_owner()?;
         // All of them, before the first is committed: what fails is given up, and the others are not.
-        let finished: Vec<Option<(CommitItem, Ticket)>> = pages.into_iter().map(finished).collect();
+        let finish = |(name, page)| finished(page).map(|finished| (name, finished));
+        let finished: Vec<Option<(Option<Key<'a>>, (CommitItem, Ticket))>> =
+            pages.into_iter().map(finish).collect();
         let is_good: Vec<bool> = finished.iter().map(Option::is_some).collect();
-        let (items, tickets): (Vec<CommitItem>, Vec<Ticket>) =
+        let (names, finished): (Vec<Option<Key<'a>>>, Vec<(CommitItem, Ticket)>) =
             finished.into_iter().flatten().unzip();
+        let names: Vec<Key<'a>> = names.into_iter().flatten().collect();
+        let (items, tickets): (Vec<CommitItem>, Vec<Ticket>) = finished.into_iter().unzip();
         let Some(session) = common_session(&tickets)? else {
             return Ok(CommitAnswer { mapped: None, outcomes: vec![None; is_good.len()] });
         };
         let count = items.len();
-        let result = self.link.call(Body::Commit { items, pins }, Some(&session));
+        let result = self.link.call(Body::Commit { items, pins, names }, Some(&session));
         let (mapped, answer) = settle(tickets, result)?;
         let Answer::Committed(outcomes) = answer else {
             return Err(self.unexpected(&mapped, &answer));
@@ -441,6 +463,17 @@ fn finished(page: ReservedPage) -> Option<(CommitItem, Ticket)> {
     page.finish()
         .inspect_err(|error| tracing::warn!(offset, %error, "a page cannot be committed"))
         .ok()
+}
+
+/// What came of committing a page; `None` is one that could not be written.
+const fn committed(outcome: Option<CommitOutcome>) -> Committed {
+    match outcome {
+        None => Committed::Unwritable,
+        Some(CommitOutcome::Committed(chunk)) => Committed::Stored(chunk.location),
+        Some(CommitOutcome::Superseded(chunk)) => Committed::Superseded(chunk.location),
+        // `set_length` keeps lengths good.
+        Some(CommitOutcome::NotReserved | CommitOutcome::BadLength) => Committed::NotReserved,
+    }
 }
 
 /// The session of all these pages; an error if they are of several, since then one was lost.

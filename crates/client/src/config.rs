@@ -39,6 +39,10 @@ pub struct ClientConfig {
     pub visibility_plugin: Option<PathBuf>,
     /// Which chunks are held against their checksums when they are read.
     pub verify: Verify,
+    /// Other processes, too, write into pages that this one reserves. Should it die, the server must
+    /// not take them for dead with it: what was reserved is quarantined for the server's
+    /// `--quarantine-ms`.
+    pub outside_writers: bool,
 }
 
 impl Default for ClientConfig {
@@ -58,6 +62,7 @@ impl Default for ClientConfig {
             eager_map: false,
             visibility_plugin: None,
             verify: Verify::default(),
+            outside_writers: false,
         }
     }
 }

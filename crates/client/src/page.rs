@@ -37,7 +37,7 @@ impl Ticket {
         &self.home.mapped.session
     }
 
-    fn mapping(&self) -> &Arc<PoolMapping> {
+    pub(crate) fn mapping(&self) -> &Arc<PoolMapping> {
         &self.home.mapped.memory.mapping
     }
 
@@ -115,6 +115,12 @@ impl PinnedPage {
     #[must_use]
     pub const fn location(&self) -> Location {
         self.chunk.location
+    }
+
+    /// The mapping that it lies in: for who hands addresses on, which are good as long as this is kept.
+    #[must_use]
+    pub fn mapping(&self) -> &Arc<PoolMapping> {
+        self.ticket.mapping()
     }
 
     /// The chunk's bytes, in the pool itself. See the type's description for when they count.
@@ -239,6 +245,12 @@ impl ReservedPage {
     #[must_use]
     pub const fn location(&self) -> Location {
         self.location
+    }
+
+    /// The mapping that it lies in: for who hands addresses on, which are good as long as this is kept.
+    #[must_use]
+    pub fn mapping(&self) -> &Arc<PoolMapping> {
+        self.open().ticket.mapping()
     }
 
     /// The page's bytes, in the pool itself. What was there before is undefined.

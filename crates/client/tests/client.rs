@@ -65,6 +65,30 @@ fn one_instance_reads_what_another_wrote_over_either_kind_of_socket() {
 }
 
 #[test]
+fn a_page_gets_its_name_when_it_is_committed() {
+    let pool = pool();
+    let (writer, reader) = (pool.client("writer"), pool.client("reader"));
+    let names = names(0..3);
+    let keys = keys(&names);
+    store(&reader, &keys[..1], 9);
+    let mut pages = granted(writer.reserve_unnamed(3, PAGE).unwrap());
+    pages.iter_mut().for_each(|page| page.bytes_mut().fill(7));
+    assert_eq!(reader.contains(&keys).unwrap()[1..], [Presence::Missing; 2]);
+    let committed = writer.commit_as(keys.iter().copied().zip(pages)).unwrap();
+    assert!(matches!(
+        committed[..],
+        [Committed::Superseded(_), Committed::Stored(_), Committed::Stored(_)]
+    ));
+    let read = reader.acquire(&keys, Acquire::default()).unwrap();
+    let firsts: Vec<u8> = read.iter().flatten().map(|page| page.bytes()[0]).collect();
+    assert_eq!(firsts, [9, 7, 7]);
+    // Nothing is left of the names that they had before.
+    assert_eq!(reader.list(b"", 0, 10).unwrap().entries.len(), 3);
+    let stats = reader.stats().unwrap();
+    assert_eq!((stats.pages_resident, stats.pages_reserved), (3, 0));
+}
+
+#[test]
 fn what_is_dropped_is_given_back() {
     let pool = pool();
     let client = pool.client("a");

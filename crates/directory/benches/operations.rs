@@ -40,7 +40,7 @@ impl Driver {
             other => panic!("{other:?}"),
         };
         let items = outcomes.into_iter().map(item).collect();
-        self.ask(Body::Commit { items, pins: 0 });
+        self.ask(Body::Commit { items, pins: 0, names: Vec::new() });
     }
 
     fn acquire(&mut self, keys: &[Key<'_>]) -> Vec<Handle> {
@@ -57,7 +57,8 @@ fn main() {
     let config =
         Config { watermark_high_permille: 1000, watermark_low_permille: 1000, ..Config::default() };
     let mut directory = Directory::new(config, &geometry, Millis(0)).unwrap();
-    let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+    let hello =
+        Hello { instance: "a", host: "h", budget_bytes: 0, resume: None, outside_writers: false };
     let session = directory.hello(Millis(0), &hello, Secret([0; 16]), None).unwrap().session;
     let mut driver = Driver { directory, session, seq: 0 };
     let name = |n: usize| format!("meta-llama/Llama-3.1-8B@00000000@{:064x}@0", (n as u128) << 70);

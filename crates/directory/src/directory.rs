@@ -307,7 +307,7 @@ impl Directory {
             Body::Reserve { keys, page_bytes, tag, unless_being_written } => {
                 self.reserve(now, id, keys, *page_bytes, *tag, *unless_being_written)
             }
-            Body::Commit { items, pins } => self.commit(now, id, items, *pins),
+            Body::Commit { items, pins, names } => self.commit(now, id, items, *pins, names),
             Body::Abort { handles } => {
                 let aborted = handles.iter().map(|handle| self.abort(id, *handle));
                 Ok(Answer::Released(aborted.collect()))

@@ -310,7 +310,13 @@ mod tests {
         let device = DeviceSpan { offset: 0, bytes: 4 << 20, reserved: 0 };
         let memory = Geometry { devices: vec![device], region_bytes: 2 << 20 };
         let mut directory = Directory::new(Config::default(), &memory, Millis(0)).unwrap();
-        let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+        let hello = Hello {
+            instance: "a",
+            host: "h",
+            budget_bytes: 0,
+            resume: None,
+            outside_writers: false,
+        };
         let opened = directory.hello(Millis(0), &hello, Secret([1; 16]), None).unwrap();
         let names: Vec<String> = (0..64).map(|n| n.to_string()).collect();
         let keys = names.iter().map(|name| Key::new(name.as_bytes()).unwrap());

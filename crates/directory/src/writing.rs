@@ -1,5 +1,7 @@
 //! A writer's requests: reserve, commit, abort.
 
+use std::iter;
+
 use hashbrown::HashSet;
 use maru_protocol::{
     Answer, Chunk, CommitItem, CommitOutcome, Generation, Handle, Key, Location, Refusal,
@@ -186,11 +188,18 @@ impl Directory {
         id: SessionId,
         items: &[CommitItem],
         pins: u32,
+        names: &[Key<'_>],
     ) -> Result<Answer, Refusal> {
+        if !names.is_empty() && names.len() != items.len() {
+            let (names, items) = (names.len() as u64, items.len() as u64);
+            return Err(Refusal::Names { names, items });
+        }
         if pins > 0 {
             self.check_pins(id, items.len(), pins)?;
         }
-        let committed = items.iter().map(|item| self.commit_one(now, id, *item, pins));
+        let names = names.iter().copied().map(Some).chain(iter::repeat(None));
+        let each = items.iter().zip(names);
+        let committed = each.map(|(item, name)| self.commit_one(now, id, *item, pins, name));
         Ok(Answer::Committed(committed.collect()))
     }
 
@@ -200,6 +209,7 @@ impl Directory {
         id: SessionId,
         item: CommitItem,
         pins: u32,
+        name: Option<Key<'_>>,
     ) -> CommitOutcome {
         let Some((page, reservation)) = self.reservation(id, item.handle) else {
             return CommitOutcome::NotReserved;
@@ -207,7 +217,11 @@ impl Directory {
         if item.length == 0 || item.length > self.pages.page_bytes(page) {
             return CommitOutcome::BadLength;
         }
-        let entry = self.unlink(reservation).entry;
+        let reserved_for = self.unlink(reservation).entry;
+        let entry = name.map_or(reserved_for, |name| self.entries.find_or_insert(name));
+        if entry != reserved_for {
+            self.entries.remove_if_empty(reserved_for);
+        }
         let winner = self.entries.get(entry).resident;
         if let Some(winner) = winner {
             if self.stains.forget(page) {

@@ -263,8 +263,8 @@ pub struct ObjectState {
 pub struct L1Status {
     /// [`L1Manager::memcheck`].
     pub is_healthy: bool,
-    /// Resident and staged chunks that this manager keeps books of: a private one of all its own,
-    /// a shared one of what it holds at the moment.
+    /// Resident and staged chunks: a shared manager counts all that are resident in the pool, and
+    /// what it stages itself.
     pub total_object_count: u64,
     /// Live reservations.
     pub write_locked_count: u64,
@@ -308,6 +308,11 @@ impl Counts {
             locked: counts.locked + u64::from(locked),
             temporary: counts.temporary + u64::from(temporary),
         })
+    }
+
+    /// The same of chunks that are all in a shared pool with so many, but for temporary ones.
+    pub(crate) const fn among(self, resident: u64) -> Self {
+        Self { all: resident + self.temporary, ..self }
     }
 }
 

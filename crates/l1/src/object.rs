@@ -40,6 +40,12 @@ impl ReadObject {
         Self { buffer }
     }
 
+    /// Tells chunks apart: equal for objects of one chunk that are there at the same time.
+    #[must_use]
+    pub fn id(&self) -> usize {
+        Arc::as_ptr(&self.buffer).addr()
+    }
+
     /// The chunk's length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -86,6 +92,18 @@ impl WriteObject {
         self.offset
     }
 
+    /// Tells reservations apart: equal for objects of one that are there at the same time.
+    #[must_use]
+    pub fn id(&self) -> usize {
+        Arc::as_ptr(&self.slot).addr()
+    }
+
+    /// Whether it can still be written to. For who writes by its offset; keeps nobody from finishing.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.slot.is_open()
+    }
+
     /// Lets `write` write the bytes in place; what was there before is undefined.
     /// `KEY_IN_WRONG_STATE` if they are not this writer's any more, or another call is at it. While
     /// `write` runs, the space is not reclaimed, whatever its age, and the write cannot be finished.
@@ -100,6 +118,8 @@ impl WriteObject {
 trait WriteSlot: fmt::Debug + Send + Sync {
     /// Calls `write`, unless the memory is gone.
     fn with(&self, write: &mut dyn FnMut(&mut [u8]));
+    /// Whether the memory is not gone.
+    fn is_open(&self) -> bool;
 }
 
 /// Holds the memory of one reservation until the writer may not write any more.
@@ -111,6 +131,8 @@ pub(crate) struct Slot<B> {
     writing: AtomicBool,
     /// Nobody may write any more: a writer that is at it takes the memory along.
     over: AtomicBool,
+    /// The memory was taken.
+    taken: AtomicBool,
 }
 
 impl<B: WriteBuffer + 'static> Slot<B> {
@@ -121,6 +143,7 @@ impl<B: WriteBuffer + 'static> Slot<B> {
             buffer: Mutex::new(Some(buffer)),
             writing: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
         });
         let object = WriteObject { slot: Arc::clone(&slot) as Arc<dyn WriteSlot>, bytes, offset };
         (slot, object)
@@ -128,7 +151,9 @@ impl<B: WriteBuffer + 'static> Slot<B> {
 
     /// Takes the memory from the writer, for good; `None` while the writer is at it.
     pub(crate) fn take(&self) -> Option<B> {
-        self.idle()?.take()
+        let buffer = self.idle()?.take()?;
+        self.taken.store(true, Ordering::SeqCst);
+        Some(buffer)
     }
 
     /// The same; while the writer is at it, the memory goes as soon as that is done.
@@ -180,6 +205,10 @@ impl<B: WriteBuffer> WriteSlot for Slot<B> {
             write(buffer.bytes_mut());
         }
     }
+
+    fn is_open(&self) -> bool {
+        !self.over.load(Ordering::SeqCst) && !self.taken.load(Ordering::SeqCst)
+    }
 }
 
 #[cfg(test)]
@@ -206,7 +235,9 @@ mod tests {
         let (slot, object) = Slot::new(Bytes(vec![0; 3]));
         assert_eq!((object.bytes(), object.offset()), (3, 4096));
         assert_eq!(object.write(|bytes| bytes.fill(7)), Ok(()));
+        assert!(object.is_open());
         assert_eq!(slot.take().unwrap().0, [7, 7, 7]);
+        assert!(!object.is_open());
         let late = object.write(|bytes| bytes.fill(9));
         assert_eq!(late, Err(L1Error::KeyInWrongState));
         assert!(slot.take().is_none());

@@ -15,7 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The protocol version of this release.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// The length of a frame's header in bytes.
 pub const HEADER_LEN: usize = 8;
@@ -221,12 +221,12 @@ mod tests {
         let key = Key::new(b"k").unwrap();
         let body = Body::Contains { keys: vec![key] };
         let request = framed(FrameKind::Request, &Request { seq: 1, acked: 0, body });
-        assert_eq!(request, b"MR\x02\x03\x06\0\0\0\x01\0\x04\x01\x01k");
+        assert_eq!(request, b"MR\x03\x03\x06\0\0\0\x01\0\x04\x01\x01k");
         let refusal = Refusal::WindowFull { window: 64 };
         let reply = framed(FrameKind::Reply, &Reply { seq: 1, result: Err(refusal) });
-        assert_eq!(reply, b"MR\x02\x04\x04\0\0\0\x01\x01\x07@");
+        assert_eq!(reply, b"MR\x03\x04\x04\0\0\0\x01\x01\x07@");
         let reply = framed(FrameKind::Reply, &Reply { seq: 1, result: Ok(Answer::Done) });
-        assert_eq!(reply, b"MR\x02\x04\x03\0\0\0\x01\0\0");
+        assert_eq!(reply, b"MR\x03\x04\x03\0\0\0\x01\0\0");
     }
 
     /// As above, of a chunk that is found, and of what a restored session claims.
@@ -240,7 +240,7 @@ mod tests {
         let reply = framed(FrameKind::Reply, &Reply { seq: 1, result: found });
         assert_eq!(
             reply,
-            b"MR\x02\x04\x0f\0\0\0\x01\0\x04\x02\x01\x01\x80 \xac\x02\x07\x01\x01\x01\0"
+            b"MR\x03\x04\x0f\0\0\0\x01\0\x04\x02\x01\x01\x80 \xac\x02\x07\x01\x01\x01\0"
         );
         let pins = vec![PinClaim { handle, count: 2 }];
         let key = Key::new(b"k").unwrap();
@@ -248,7 +248,7 @@ mod tests {
         let reservations = vec![reservation];
         let body = Body::Claim { pins, reservations, commits: vec![5], last: true };
         let claim = framed(FrameKind::Request, &Request { seq: 6, acked: 4, body });
-        let bytes = b"MR\x02\x03\x18\0\0\0\x06\x04\x0f\
+        let bytes = b"MR\x03\x03\x18\0\0\0\x06\x04\x0f\
             \x01\x01\x80 \xac\x02\x02\x01\x01\x80 \xac\x02\x01k\x09\x01\x05\x01\x05\x01";
         assert_eq!(claim, bytes);
     }
@@ -258,13 +258,13 @@ mod tests {
     fn the_bytes_of_events_are_as_documented() {
         let (session, secret) = (SessionId(300), Secret(*b"0123456789abcdef"));
         let watch = framed(FrameKind::Watch, &Watch { instance: "a", session, secret });
-        assert_eq!(watch, b"MR\x02\x06\x14\0\0\0\x01a\xac\x020123456789abcdef");
+        assert_eq!(watch, b"MR\x03\x06\x14\0\0\0\x01a\xac\x020123456789abcdef");
         let event = |event: Event<'_>| framed(FrameKind::Event, &event);
-        assert_eq!(event(Event::Watching { epoch: 5 }), b"MR\x02\x07\x02\0\0\0\0\x05");
+        assert_eq!(event(Event::Watching { epoch: 5 }), b"MR\x03\x07\x02\0\0\0\0\x05");
         let keys = [b"k".as_slice(), b"key"].map(|bytes| Key::new(bytes).unwrap());
         let gone = event(Event::Gone { keys: keys.to_vec() });
-        assert_eq!(gone, b"MR\x02\x07\x08\0\0\0\x01\x02\x01k\x03key");
-        assert_eq!(event(Event::Resync { lost: 128 }), b"MR\x02\x07\x03\0\0\0\x02\x80\x01");
+        assert_eq!(gone, b"MR\x03\x07\x08\0\0\0\x01\x02\x01k\x03key");
+        assert_eq!(event(Event::Resync { lost: 128 }), b"MR\x03\x07\x03\0\0\0\x02\x80\x01");
         let body = &gone[HEADER_LEN..];
         assert_eq!(decode::<Event<'_>>(body), Ok(Event::Gone { keys: keys.to_vec() }));
     }
@@ -282,8 +282,8 @@ mod tests {
         let split = |bytes: &[u8]| Frame::split(bytes, 16).unwrap_err();
         assert_eq!(split(b"GET / HT"), FrameError::Magic { found: *b"GE" });
         assert_eq!(split(b"MR\x01\x03\0\0\0\0"), FrameError::Version { found: 1 });
-        assert_eq!(split(b"MR\x02\x09\0\0\0\0"), FrameError::Kind { found: 9 });
-        assert_eq!(split(b"MR\x02\x03\x11\0\0\0"), FrameError::TooLong { len: 17, max: 16 });
+        assert_eq!(split(b"MR\x03\x09\0\0\0\0"), FrameError::Kind { found: 9 });
+        assert_eq!(split(b"MR\x03\x03\x11\0\0\0"), FrameError::TooLong { len: 17, max: 16 });
     }
 
     #[test]

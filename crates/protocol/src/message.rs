@@ -52,6 +52,9 @@ pub struct Hello<'a> {
     pub budget_bytes: u64,
     /// The session to go on with, if there is one.
     pub resume: Option<Resume>,
+    /// Other processes, too, write to what this instance reserves: that its own is dead does not say
+    /// that nobody writes any more (rule 7).
+    pub outside_writers: bool,
 }
 
 /// The answer to [`Hello`].
@@ -175,6 +178,10 @@ pub enum Body<'a> {
         items: Vec<CommitItem>,
         /// Pins to take on each resident chunk in the same step; 0 for none.
         pins: u32,
+        /// The keys that they become resident under, one an item, whatever they were reserved for;
+        /// or none, for those.
+        #[serde(borrow)]
+        names: Vec<Key<'a>>,
     },
     /// Gives reserved pages back unseen; the instance writes to them no more.
     /// Answer: [`Answer::Released`].

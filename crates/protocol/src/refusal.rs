@@ -114,4 +114,12 @@ pub enum Refusal {
     /// A host that was said to be gone is not.
     #[error("instances on that host are connected, so it cannot be gone")]
     HostInUse,
+    /// A commit has other than one name an item, or none at all.
+    #[error("{names} names for {items} items to be committed: give one each, or none at all")]
+    Names {
+        /// How many there were.
+        names: u64,
+        /// For so many items.
+        items: u64,
+    },
 }

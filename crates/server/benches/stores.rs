@@ -121,7 +121,8 @@ fn config() -> ServiceConfig {
 fn service(folder: Option<&Path>) -> Figures {
     let disk = || folder.map(|folder| FileDisk::open(folder, true).unwrap());
     let (mut service, _) = Service::open(config(), disk(), 0, NOW, &mut |_| {}).unwrap();
-    let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+    let hello =
+        Hello { instance: "a", host: "h", budget_bytes: 0, resume: None, outside_writers: false };
     let session = service.hello(NOW, &hello, Secret([1; 16]), None).unwrap().session;
     let mut seq = 0;
     let mut figures = measure(|n| {
@@ -137,7 +138,12 @@ fn service(folder: Option<&Path>) -> Figures {
             }
             other => panic!("{other:?}"),
         });
-        ask(&mut service, session, &mut seq, Body::Commit { items: items.collect(), pins: 0 });
+        ask(
+            &mut service,
+            session,
+            &mut seq,
+            Body::Commit { items: items.collect(), pins: 0, names: Vec::new() },
+        );
     });
     // As after `kill -9`.
     drop(service);

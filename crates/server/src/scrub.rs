@@ -249,7 +249,13 @@ mod tests {
             };
             let opened = Service::open(config, None, 0, Millis(0), &mut |_| {});
             let mut service = opened.unwrap().0;
-            let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+            let hello = Hello {
+                instance: "a",
+                host: "h",
+                budget_bytes: 0,
+                resume: None,
+                outside_writers: false,
+            };
             let welcome = service.hello(Millis(0), &hello, Secret([1; 16]), None).unwrap();
             let session = welcome.session;
             let mut chunks = Self { service, session, asked: 0, handles: Vec::new() };
@@ -266,7 +272,7 @@ mod tests {
                 let ReserveOutcome::Granted(location) = outcomes[0] else { panic!("{outcomes:?}") };
                 let (handle, checksum) = (location.handle, Some(Checksum::new(n)));
                 let items = vec![CommitItem { handle, length: bytes, checksum }];
-                chunks.ask(Body::Commit { items, pins: 0 });
+                chunks.ask(Body::Commit { items, pins: 0, names: Vec::new() });
                 chunks.handles.push(handle);
             }
             chunks

@@ -89,7 +89,7 @@ fn store(wire: &mut Wire, names: &[String], page_bytes: u64) {
         other => panic!("not granted: {other:?}"),
     };
     let items = granted.into_iter().map(item).collect();
-    assert!(wire.ask(Body::Commit { items, pins: 0 }).is_ok());
+    assert!(wire.ask(Body::Commit { items, pins: 0, names: Vec::new() }).is_ok());
 }
 
 fn delete(wire: &mut Wire, name: &str) {
@@ -160,7 +160,7 @@ fn a_connection_either_asks_or_watches() {
     let pool = pool();
     let (mut a, welcome) = pool.session("a");
     let mut malformed = pool.wire();
-    malformed.send(b"MR\x02\x06\x01\x00\x00\x00\xff");
+    malformed.send(b"MR\x03\x06\x01\x00\x00\x00\xff");
     assert!(matches!(malformed.refused(), Refusal::Malformed { .. }));
     let mut watcher = watch(&pool, &welcome);
     let ask = watcher.encode(Body::Renew);

@@ -34,24 +34,24 @@ fn bad_frames_end_their_connection_and_no_other() {
     let bad: [(&str, Vec<u8>); 6] = [
         ("random bytes", b"\x8f\x01\x02garbage that is longer than a header".to_vec()),
         ("another version", b"MR\x07\x01\x00\x00\x00\x00".to_vec()),
-        ("too large before hello", b"MR\x02\x01\xff\xff\xff\x7f".to_vec()),
-        ("an unknown kind", b"MR\x02\x63\x00\x00\x00\x00".to_vec()),
-        ("a request before hello", b"MR\x02\x03\x03\x00\x00\x00\x01\x00\x00".to_vec()),
-        ("a hello that is none", b"MR\x02\x01\x03\x00\x00\x00\xff\xff\xff".to_vec()),
+        ("too large before hello", b"MR\x03\x01\xff\xff\xff\x7f".to_vec()),
+        ("an unknown kind", b"MR\x03\x63\x00\x00\x00\x00".to_vec()),
+        ("a request before hello", b"MR\x03\x03\x03\x00\x00\x00\x01\x00\x00".to_vec()),
+        ("a hello that is none", b"MR\x03\x01\x03\x00\x00\x00\xff\xff\xff".to_vec()),
     ];
     for (what, bytes) in bad {
         let mut wire = pool.wire();
         wire.send(&bytes);
         let refusal = wire.refused();
         match what {
-            "another version" => assert_eq!(refusal, Refusal::Version { server: 2, client: 7 }),
+            "another version" => assert_eq!(refusal, Refusal::Version { server: 3, client: 7 }),
             "a request before hello" => assert!(matches!(refusal, Refusal::Unexpected { .. })),
             _ => assert!(matches!(refusal, Refusal::Malformed { .. }), "{what}: {refusal:?}"),
         }
         assert_eq!(bystander.ask(Body::Renew), Ok(Answer::Renewed(vec![])), "{what}");
     }
     let (mut wire, _) = pool.session("half");
-    wire.send(b"MR\x02\x03\xff\xff\xff\x7f");
+    wire.send(b"MR\x03\x03\xff\xff\xff\x7f");
     assert!(matches!(wire.refused(), Refusal::Malformed { .. }));
     let (mut wire, _) = pool.session("half");
     let mut frame = wire.encode(Body::Renew);
@@ -262,8 +262,14 @@ fn all_requests_are_answered_however_large_the_answers() {
         other => panic!("not granted: {other:?}"),
     };
     let items = granted.into_iter().map(item).collect();
-    assert!(writer.ask(Body::Commit { items, pins: 0 }).is_ok());
-    let hello = Hello { instance: "reader", host: "test", budget_bytes: 0, resume: None };
+    assert!(writer.ask(Body::Commit { items, pins: 0, names: Vec::new() }).is_ok());
+    let hello = Hello {
+        instance: "reader",
+        host: "test",
+        budget_bytes: 0,
+        resume: None,
+        outside_writers: false,
+    };
     let mut frames = Vec::new();
     maru_protocol::encode(FrameKind::Hello, &hello, &mut frames).unwrap();
     for seq in 1..=LISTS {

@@ -100,9 +100,9 @@ fn a_swallowed_reply_is_a_timeout() {
     proxy.inject("acquire", Fault::SwallowReply, 1);
     let error = client.acquire(&keys, Acquire::default()).unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
-    assert_eq!(pool.holdings(), (2, 0), "the server has applied it");
+    assert_eq!(pool.stats().counters.hits, 2, "the server has applied it");
     proxy.cut_all();
-    // The heartbeat connects again and gives them back.
+    // The heartbeat connects again and gives them back; on a slow machine it may have done so before.
     pool.assert_nothing_left();
 }
 
@@ -346,7 +346,7 @@ fn what_is_unknown_passes_untouched() {
     let (mut server, _) = listener.accept().unwrap();
     // A kind and a version there are not, a request that is none, and no frame at all.
     let bytes =
-        b"MR\x02\xEE\x02\0\0\0abMR\x07\x04\x01\0\0\0cMR\x02\x03\x02\0\0\0\xFF\xFFGET / HTTP";
+        b"MR\x03\xEE\x02\0\0\0abMR\x07\x04\x01\0\0\0cMR\x03\x03\x02\0\0\0\xFF\xFFGET / HTTP";
     let mut received = vec![0; bytes.len()];
     client.write_all(bytes).unwrap();
     server.read_exact(&mut received).unwrap();

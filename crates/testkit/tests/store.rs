@@ -48,7 +48,13 @@ impl<D: Disk> Serving<D> {
 
     fn open_with(config: ServiceConfig, disk: D) -> Result<(Self, Found), OpenError> {
         let (mut service, found) = Service::open(config, Some(disk), 0, NOW, &mut |_| {})?;
-        let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+        let hello = Hello {
+            instance: "a",
+            host: "h",
+            budget_bytes: 0,
+            resume: None,
+            outside_writers: false,
+        };
         let session = service.hello(NOW, &hello, Secret([1; 16]), None).unwrap().session;
         service.settle().unwrap();
         Ok((Self { service, session, seq: 0 }, found))
@@ -74,7 +80,9 @@ impl<D: Disk> Serving<D> {
         let items: Vec<CommitItem> =
             granted.map(|handle| CommitItem { handle, length: 1, checksum: None }).collect();
         let count = items.len();
-        let Ok(Answer::Committed(outcomes)) = self.ask(Body::Commit { items, pins: 0 }) else {
+        let Ok(Answer::Committed(outcomes)) =
+            self.ask(Body::Commit { items, pins: 0, names: Vec::new() })
+        else {
             panic!("a commit fails");
         };
         assert!(outcomes.iter().all(|one| matches!(one, CommitOutcome::Committed(_))));
@@ -310,7 +318,13 @@ fn a_pool_without_its_store_grants_nothing_for_a_while() {
     for _ in 0..2 {
         let opened = Service::open(lost(), Some(disk.clone()), 4, NOW, &mut |_| {}).unwrap();
         let (mut service, _) = opened;
-        let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+        let hello = Hello {
+            instance: "a",
+            host: "h",
+            budget_bytes: 0,
+            resume: None,
+            outside_writers: false,
+        };
         let id = service.hello(NOW, &hello, Secret([1; 16]), None).unwrap().session;
         let mut seq = 0;
         let mut reserve = |service: &mut Service<MemoryDisk>, now| {
@@ -430,7 +444,7 @@ fn a_full_disk_refuses_writes_until_there_is_space_again() {
                 });
                 let item = |handle| CommitItem { handle, length: 1, checksum: None };
                 let items = granted.map(item).collect();
-                match serving.ask(Body::Commit { items, pins: 0 }) {
+                match serving.ask(Body::Commit { items, pins: 0, names: Vec::new() }) {
                     Err(Refusal::StoreFull) => break,
                     committed => assert!(matches!(committed, Ok(Answer::Committed(_)))),
                 }

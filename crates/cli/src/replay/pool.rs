@@ -70,7 +70,13 @@ mod tests {
         let geometry = Geometry { devices: vec![device], region_bytes };
         let now = Millis(0);
         let mut directory = Directory::new(Config::default(), &geometry, now).unwrap();
-        let hello = Hello { instance: "a", host: "h", budget_bytes: 0, resume: None };
+        let hello = Hello {
+            instance: "a",
+            host: "h",
+            budget_bytes: 0,
+            resume: None,
+            outside_writers: false,
+        };
         let session = directory.hello(now, &hello, Secret([0; 16]), None).unwrap().session;
         let request = Request { seq: 1, acked: 0, body: Body::Regions };
         match directory.apply(now, session, &request).result.unwrap() {

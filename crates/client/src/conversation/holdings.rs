@@ -55,7 +55,7 @@ impl Holdings {
                     }
                 }
             }
-            (Body::Commit { items, pins }, Answer::Committed(outcomes)) => {
+            (Body::Commit { items, pins, .. }, Answer::Committed(outcomes)) => {
                 for (item, outcome) in items.iter().zip(outcomes) {
                     if *outcome != CommitOutcome::BadLength {
                         self.reservations.remove(&item.handle.generation.0);

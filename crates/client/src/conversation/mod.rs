@@ -200,7 +200,8 @@ impl Conversation {
         let mut committing = BTreeMap::new();
         let mut commits = Vec::new();
         for (seq, pending) in self.pending.iter().filter(|(_, one)| one.is_unanswered()) {
-            if let Some(Request { body: Body::Commit { items, pins }, .. }) = pending.request() {
+            if let Some(Request { body: Body::Commit { items, pins, .. }, .. }) = pending.request()
+            {
                 committing.extend(items.iter().map(|item| (item.handle, *seq)));
                 commits.extend((pins > 0).then_some(*seq));
             }

@@ -398,6 +398,7 @@ impl Link {
             host: &self.host,
             budget_bytes: self.config.budget_bytes,
             resume,
+            outside_writers: self.config.outside_writers,
         };
         let mut frame = Vec::new();
         maru_protocol::encode(FrameKind::Hello, &hello, &mut frame)

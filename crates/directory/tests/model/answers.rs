@@ -90,9 +90,15 @@ impl Model {
         Ok(match body {
             Body::Renew => Answer::Renewed(self.stained_here(seen)),
             Body::Reserve { .. } => Answer::Reserved(self.reserve(seen, body)?),
-            Body::Commit { items, pins } => {
+            Body::Commit { items, pins, names } => {
+                if !names.is_empty() && names.len() != items.len() {
+                    let (names, items) = (names.len() as u64, items.len() as u64);
+                    return Err(Refusal::Names { names, items });
+                }
                 self.check_pins(id, items.len(), *pins, *pins > 0)?;
-                let each = items.iter().map(|item| self.commit(seen.now, id, *item, *pins));
+                let each = items.iter().enumerate().map(|(at, item)| {
+                    self.commit(seen.now, id, *item, *pins, names.get(at).map(name))
+                });
                 Answer::Committed(each.collect())
             }
             Body::Abort { handles } => {
@@ -197,7 +203,14 @@ impl Model {
         (held.handle == handle).then_some(*held)
     }
 
-    fn commit(&mut self, now: Millis, id: SessionId, item: CommitItem, pins: u32) -> CommitOutcome {
+    fn commit(
+        &mut self,
+        now: Millis,
+        id: SessionId,
+        item: CommitItem,
+        pins: u32,
+        name: Option<Name>,
+    ) -> CommitOutcome {
         let Some(held) = self.reservation(id, item.handle) else {
             return CommitOutcome::NotReserved;
         };
@@ -209,8 +222,9 @@ impl Model {
         session.reservations.remove(&item.handle.generation);
         self.granted_stained.remove(&item.handle.generation);
         let (writer, host) = (session.instance.clone(), session.host.clone());
-        if let Some(winner) = self.chunk(id, held.key) {
-            self.pin(now, id, held.key, pins);
+        let key = name.unwrap_or(held.key);
+        if let Some(winner) = self.chunk(id, key) {
+            self.pin(now, id, key, pins);
             self.counters.superseded += 1;
             return CommitOutcome::Superseded(winner);
         }
@@ -222,15 +236,15 @@ impl Model {
             writer,
             host,
             checksum: item.checksum,
-            key: held.key,
+            key,
             touched: now,
             order,
         };
-        self.entries.insert(held.key, entry);
+        self.entries.insert(key, entry);
         self.region_used.insert(held.handle.region.0, now);
-        self.pin(now, id, held.key, pins);
+        self.pin(now, id, key, pins);
         self.counters.committed += 1;
-        CommitOutcome::Committed(self.chunk(id, held.key).expect("it was just stored"))
+        CommitOutcome::Committed(self.chunk(id, key).expect("it was just stored"))
     }
 
     /// A resident chunk, as a session is told of it.

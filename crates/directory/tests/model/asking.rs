@@ -17,10 +17,15 @@ impl World {
                 tag: u64::from(*tag % 2),
                 unless_being_written: *unless_being_written,
             },
-            Ask::Commit { handles, length, pins } => Body::Commit {
-                items: self.items(id, handles, *length),
-                pins: pins_of(pins % 4 * (pins / 128)),
-            },
+            Ask::Commit { handles, length, pins, names } => {
+                let items = self.items(id, handles, *length);
+                // Now and then one too few.
+                let count = names.map_or(0, |first| items.len() - usize::from(first == 99));
+                let first = names.unwrap_or_default();
+                let names = (0..count).map(|n| first.wrapping_add(n as u8)).collect::<Vec<u8>>();
+                let pins = pins_of(pins % 4 * (pins / 128));
+                Body::Commit { items, pins, names: keys(&names) }
+            }
             Ask::Abort { handles } => Body::Abort { handles: self.handles(id, handles, false) },
             Ask::Contains { keys: chosen } => Body::Contains { keys: keys(chosen) },
             Ask::Acquire { keys: chosen, pins, stop_at_miss } => Body::Acquire {

@@ -13,6 +13,7 @@ mod world;
 
 use maru_protocol::Counters;
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
@@ -51,8 +52,9 @@ fn ask() -> impl Strategy<Value = Ask> {
         10 => (vec(n(), 1..4), n(), n(), b()).prop_map(|(keys, size, tag, unless_being_written)| {
             Ask::Reserve { keys, size, tag, unless_being_written }
         }),
-        24 => (few(), n(), n())
-            .prop_map(|(handles, length, pins)| Ask::Commit { handles, length, pins }),
+        24 => (few(), n(), n(), option::weighted(0.2, n())).prop_map(
+            |(handles, length, pins, names)| Ask::Commit { handles, length, pins, names }
+        ),
         3 => few().prop_map(|handles| Ask::Abort { handles }),
         2 => few().prop_map(|keys| Ask::Contains { keys }),
         6 => (few(), n(), b())

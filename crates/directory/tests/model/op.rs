@@ -129,7 +129,7 @@ pub(crate) enum Acked {
 pub(crate) enum Ask {
     Renew,
     Reserve { keys: Vec<u8>, size: u8, tag: u8, unless_being_written: bool },
-    Commit { handles: Vec<u8>, length: u8, pins: u8 },
+    Commit { handles: Vec<u8>, length: u8, pins: u8, names: Option<u8> },
     Abort { handles: Vec<u8> },
     Contains { keys: Vec<u8> },
     Acquire { keys: Vec<u8>, pins: u8, stop_at_miss: bool },

@@ -143,6 +143,7 @@ impl World {
             host: HOSTS[place],
             budget_bytes: budget(choice),
             resume: resume.map(|(session, secret)| Resume { session, secret }),
+            outside_writers: false,
         };
         let fresh = Secret((self.sessions.len() as u128).to_le_bytes());
         let process = watched.then_some(ProcessId { pid: 1, started: 2 });

@@ -129,7 +129,7 @@ fn the_look_at_everything_comes_around_to_all_checksums() {
         let handle = pool.grant(a, &n.to_string(), MIB);
         let checksum = Some(Checksum::new(n));
         let items = vec![CommitItem { handle, length: n, checksum }];
-        pool.ask(a, Body::Commit { items, pins: 0 }).unwrap();
+        pool.ask(a, Body::Commit { items, pins: 0, names: Vec::new() }).unwrap();
         expected.push((handle, n, checksum));
     }
     assert_eq!(pool.directory.next_look(false), None);

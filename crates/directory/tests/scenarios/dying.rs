@@ -180,7 +180,7 @@ fn a_hundred_thousand_pins_are_released_a_bounded_part_at_a_time() {
             dead,
             &maru_protocol::Request { seq: u64::MAX, acked: 0, body: Body::Renew },
         );
-        pool.ask(dead, Body::Commit { items, pins: 1 }).unwrap();
+        pool.ask(dead, Body::Commit { items, pins: 1, names: Vec::new() }).unwrap();
     }
     assert_eq!(pool.stats(other).pins, KEYS as u64);
     pool.directory.writer_dead(pool.now, dead);
@@ -207,7 +207,13 @@ fn the_sessions_are_limited_and_their_places_come_back() {
     let config = Config { sessions_max: 1, ..config() };
     let mut pool = Pool::with(config, &memory(2));
     let a = pool.hello("a");
-    let hello = maru_protocol::Hello { instance: "b", host: "host", budget_bytes: 0, resume: None };
+    let hello = maru_protocol::Hello {
+        instance: "b",
+        host: "host",
+        budget_bytes: 0,
+        resume: None,
+        outside_writers: false,
+    };
     let refused = pool.directory.hello(pool.now, &hello, Pool::secret(9), None);
     assert_eq!(refused, Err(Refusal::TooManySessions { limit: 1 }));
     pool.ask(a, Body::Goodbye).unwrap();

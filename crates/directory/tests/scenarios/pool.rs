@@ -74,17 +74,24 @@ impl Pool {
     }
 
     pub(crate) fn hello_with_budget(&mut self, instance: &str, budget_bytes: u64) -> SessionId {
-        self.open(&Hello { instance, host: "host", budget_bytes, resume: None }, None)
+        self.open(
+            &Hello { instance, host: "host", budget_bytes, resume: None, outside_writers: false },
+            None,
+        )
     }
 
     /// A session of an instance on this host.
     pub(crate) fn hello_from(&mut self, instance: &str, host: &str) -> SessionId {
-        self.open(&Hello { instance, host, budget_bytes: 0, resume: None }, None)
+        self.open(
+            &Hello { instance, host, budget_bytes: 0, resume: None, outside_writers: false },
+            None,
+        )
     }
 
     /// A session whose process would be seen to die.
     pub(crate) fn hello_watched(&mut self, instance: &str) -> SessionId {
-        let hello = Hello { instance, host: "host", budget_bytes: 0, resume: None };
+        let hello =
+            Hello { instance, host: "host", budget_bytes: 0, resume: None, outside_writers: false };
         self.open(&hello, Some(ProcessId { pid: 1, started: 2 }))
     }
 
@@ -102,7 +109,13 @@ impl Pool {
     /// As which a session comes back.
     pub(crate) fn standing(&mut self, session: SessionId, secret: Secret) -> Standing {
         let resume = Some(Resume { session, secret });
-        let hello = Hello { instance: "back", host: "host", budget_bytes: 0, resume };
+        let hello = Hello {
+            instance: "back",
+            host: "host",
+            budget_bytes: 0,
+            resume,
+            outside_writers: false,
+        };
         let fresh = Secret([200; 16]);
         self.directory.hello(self.now, &hello, fresh, None).unwrap().standing
     }
@@ -203,7 +216,7 @@ impl Pool {
 
     pub(crate) fn commit(&mut self, id: SessionId, handle: Handle, length: u64) -> CommitOutcome {
         let items = vec![CommitItem { handle, length, checksum: None }];
-        match self.ask(id, Body::Commit { items, pins: 0 }) {
+        match self.ask(id, Body::Commit { items, pins: 0, names: Vec::new() }) {
             Ok(Answer::Committed(outcomes)) => outcomes[0],
             other => panic!("a commit is answered {other:?}"),
         }

@@ -321,7 +321,7 @@ fn claims_can_be_made_in_parts_and_anew() {
 
 fn commit_and_pin(pool: &mut Pool, id: SessionId, handle: Handle, seq: u64) -> Answer {
     let items = vec![CommitItem { handle, length: 7, checksum: None }];
-    let body = Body::Commit { items, pins: 1 };
+    let body = Body::Commit { items, pins: 1, names: Vec::new() };
     pool.send(id, &Request { seq, acked: seq - 1, body }).unwrap()
 }
 
@@ -485,7 +485,11 @@ fn while_nothing_can_be_stored_writes_are_refused_and_reads_go_on() {
     let items = vec![CommitItem { handle: w, length: 1, checksum: None }];
     let (page_bytes, tag, unless_being_written) = (MIB, 0, false);
     let reserve = Body::Reserve { keys: keys(&["x"]), page_bytes, tag, unless_being_written };
-    for body in [reserve, Body::Commit { items, pins: 0 }, Body::Delete { keys: keys(&["k"]) }] {
+    for body in [
+        reserve,
+        Body::Commit { items, pins: 0, names: Vec::new() },
+        Body::Delete { keys: keys(&["k"]) },
+    ] {
         assert_eq!(pool.ask(a, body), Err(Refusal::StoreFull));
     }
     assert!(pool.acquire(a, "k").is_some());

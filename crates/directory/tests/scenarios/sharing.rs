@@ -89,7 +89,7 @@ fn a_commit_can_pin_in_the_same_step() {
     let a = pool.hello("a");
     let handle = pool.grant(a, "k", MIB);
     let items = vec![CommitItem { handle, length: 1, checksum: None }];
-    pool.ask(a, Body::Commit { items, pins: 2 }).unwrap();
+    pool.ask(a, Body::Commit { items, pins: 2, names: Vec::new() }).unwrap();
     assert_eq!(pool.stats(a).pins, 2);
     assert_eq!(pool.delete(a, "k"), DeleteOutcome::Pinned);
 }

@@ -73,7 +73,7 @@ fn names_have_1_to_128_printable_characters() {
     let mut pool = Pool::new(4);
     let long = "x".repeat(129);
     let mut hello = |instance, host| {
-        let hello = Hello { instance, host, budget_bytes: 0, resume: None };
+        let hello = Hello { instance, host, budget_bytes: 0, resume: None, outside_writers: false };
         pool.directory.hello(pool.now, &hello, Pool::secret(1), None).is_ok()
     };
     for name in ["", "\n", "a\u{7f}", &long] {
@@ -96,7 +96,7 @@ fn too_large_a_batch_is_refused() {
         Body::Delete { keys: three() },
         Body::Acquire { keys: three(), pins, stop_at_miss },
         Body::Reserve { keys: three(), page_bytes: 1, tag: 0, unless_being_written: false },
-        Body::Commit { items: vec![item; 3], pins },
+        Body::Commit { items: vec![item; 3], pins, names: Vec::new() },
         Body::Abort { handles: vec![handle; 3] },
         Body::Release { handles: vec![handle; 3], pins },
     ];

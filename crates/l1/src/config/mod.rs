@@ -96,6 +96,10 @@ pub struct MaruL1Config {
     pub host: Option<String>,
     /// The library that makes chunks visible to other hosts, if the pool needs one: an absolute path.
     pub visibility_plugin: Option<PathBuf>,
+    /// Other processes write into staged chunks, by their offsets. See
+    /// [`ClientConfig::outside_writers`]. No flag: whoever hands offsets out knows.
+    #[serde(default)]
+    pub outside_writers: bool,
 }
 
 impl MaruL1Config {
@@ -113,6 +117,7 @@ impl MaruL1Config {
             verify: Verify::Sample,
             host: None,
             visibility_plugin: None,
+            outside_writers: false,
         }
     }
 
@@ -130,6 +135,7 @@ impl MaruL1Config {
             verify: self.verify,
             host: self.host.clone(),
             visibility_plugin: self.visibility_plugin.clone(),
+            outside_writers: self.outside_writers,
             device_paths: defaults.device_paths,
         }
     }

@@ -226,6 +226,7 @@ fn every_setting_arrives() {
         verify: Verify::Always,
         host: Some("rack-7".to_owned()),
         visibility_plugin: Some(PathBuf::from("/opt/visibility.so")),
+        outside_writers: false,
     };
     assert_eq!(config, expected);
     let client = config.client_config();

@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use maru_client::ClientError;
-use maru_protocol::Presence;
+use maru_client::{ClientError, PoolMemory};
+use maru_protocol::{Presence, RegionInfo};
 
 use self::held::{Right, State};
 use self::pool::Pool;
@@ -151,12 +151,22 @@ impl MaruL1Manager {
         tokens_per_chunk: u64,
     ) -> Result<u64, MaruL1Error> {
         let token_bytes = layout.bytes_per_token(tokens_per_chunk)?;
-        let regions = self.shared.pool.client()?.regions()?;
+        let regions = self.regions()?;
         let page_max = regions.iter().map(|region| region.bytes).max().unwrap_or(0);
         if layout.bytes() > page_max {
             return Err(MaruL1Error::ChunkTooLarge { bytes: layout.bytes(), page_max });
         }
         Ok(token_bytes)
+    }
+
+    /// The pool's memory in this process. It stays mapped for as long as that is kept.
+    pub fn memory(&self) -> Result<PoolMemory, MaruL1Error> {
+        Ok(self.shared.pool.memory()?)
+    }
+
+    /// The pool's regions, as the server has them at the moment.
+    pub fn regions(&self) -> Result<Vec<RegionInfo>, MaruL1Error> {
+        Ok(self.shared.pool.client()?.regions()?)
     }
 
     /// Does `work`, and tells the listeners what came of it. Not before: what they do in turn must
@@ -369,14 +379,16 @@ impl L1Manager for MaruL1Manager {
         resident.then_some(ObjectState { read_locks: 0, temporary: false })
     }
 
+    /// Of what is resident in the pool, whoever stored it, and of what this manager holds and stages.
     fn report_status(&self) -> L1Status {
+        let stats = self.shared.pool.stats().unwrap_or_default();
         let (held, staged) = {
             let (state, now) = self.shared.state();
             let held = state.held.values().filter(|held| !held.page.is_lost());
             let held = held.map(|one| (one.lock.is_locked(now), one.page.is_temporary()));
             (Counts::of(held), state.staging.counts(now))
         };
-        L1Status::of(self, held, staged)
+        L1Status::of(self, held.among(stats.pages_resident), staged)
     }
 
     /// Whether the server answers, and has found its rules kept and every byte accounted for.

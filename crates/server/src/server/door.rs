@@ -72,7 +72,9 @@ impl Server {
         hello: &Hello<'_>,
     ) -> Result<Welcome, Refusal> {
         let fresh = random().map_err(|error| Refusal::Unexpected { reason: error.to_string() })?;
+        // Its death is that of all its writers, or tells nothing.
         let process = process::peer(&self.connections[index].stream);
+        let process = process.filter(|_| !hello.outside_writers);
         let id = process.as_ref().map(|found| found.id);
         let welcome = self.service.hello(now, hello, Secret(fresh), id)?;
         let session = welcome.session;

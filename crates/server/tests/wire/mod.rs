@@ -82,7 +82,8 @@ impl Wire {
     }
 
     pub(crate) fn hello(&mut self, instance: &str, resume: Option<Resume>) -> Welcome {
-        let hello = Hello { instance, host: "test", budget_bytes: 0, resume };
+        let hello =
+            Hello { instance, host: "test", budget_bytes: 0, resume, outside_writers: false };
         let mut frame = Vec::new();
         maru_protocol::encode(FrameKind::Hello, &hello, &mut frame).unwrap();
         self.send(&frame);

@@ -157,9 +157,7 @@ fn the_status_counts(subject: &Subject) {
     assert_eq!((status.staging_object_count, status.staging_bytes), (4, 4 * PAGE));
     assert_eq!((status.write_locked_count, status.read_locked_count), (3, 2));
     assert_eq!(status.temporary_count, 2);
-    // A shared one counts only what it holds of what is resident.
-    let resident = if subject.evictor == Evictor::Own { 3 } else { 2 };
-    assert_eq!(status.total_object_count, 4 + resident);
+    assert_eq!(status.total_object_count, 7);
     assert_eq!(status.memory_used_bytes, 7 * PAGE);
     assert_eq!(status.memory_total_bytes, subject.manager.memory_usage().total_bytes);
     assert_eq!(status.capacity_bytes_by_backend, subject.manager.capacity_bytes_by_backend());

@@ -278,7 +278,11 @@ impl Instance {
             keys.push(page.key);
         }
         let pins = u32::from(choice % 2);
-        self.ask(around.now, Body::Commit { items, pins }, What::Commit(keys, pins > 0))
+        self.ask(
+            around.now,
+            Body::Commit { items, pins, names: Vec::new() },
+            What::Commit(keys, pins > 0),
+        )
     }
 
     /// Gives a page up that it was to write.

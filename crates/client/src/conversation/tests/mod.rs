@@ -149,7 +149,7 @@ fn what_is_granted_to_nobody_is_given_back() {
     let reserve =
         Body::Reserve { keys: vec![key, key], page_bytes: 1, tag: 0, unless_being_written: false };
     let item = CommitItem { handle, length: 1, checksum: None };
-    let commit = |pins| Body::Commit { items: vec![item], pins };
+    let commit = |pins| Body::Commit { items: vec![item], pins, names: Vec::new() };
     let reserved = vec![ReserveOutcome::Granted(location(1)), ReserveOutcome::Resident];
     let committed =
         Answer::Committed(vec![CommitOutcome::Superseded(chunk(1)), CommitOutcome::NotReserved]);

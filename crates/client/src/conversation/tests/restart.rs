@@ -138,7 +138,7 @@ fn what_was_on_its_way_back_is_back() {
 fn a_commit_without_an_answer_is_named_and_sent_again() {
     let mut talk = holding();
     let item = |page: u64| CommitItem { handle: location(page).handle, length: 1, checksum: None };
-    let commit = |page, pins| Body::Commit { items: vec![item(page)], pins };
+    let commit = |page, pins| Body::Commit { items: vec![item(page)], pins, names: Vec::new() };
     let plain = ask(&mut talk, ms(5), commit(3, 0));
     let pinning = ask(&mut talk, ms(6), commit(4, 1));
     let claimed = restored(&mut talk, 7);
@@ -200,7 +200,11 @@ fn what_is_answered_is_what_is_held() {
     let [yes, no] = [ReleaseOutcome::Released, ReleaseOutcome::NotHeld];
     reply(&mut talk, release, Ok(Answer::Released(vec![yes, no, no]))).unwrap();
     let item = |page: u64| CommitItem { handle: location(page).handle, length: 1, checksum: None };
-    let commit = ask(&mut talk, ms(6), Body::Commit { items: vec![item(3), item(4)], pins: 0 });
+    let commit = ask(
+        &mut talk,
+        ms(6),
+        Body::Commit { items: vec![item(3), item(4)], pins: 0, names: Vec::new() },
+    );
     let outcomes = vec![CommitOutcome::Committed(chunk(3)), CommitOutcome::BadLength];
     reply(&mut talk, commit, Ok(Answer::Committed(outcomes))).unwrap();
     let held: Vec<Handle> = talk.pins().map(|pin| pin.handle).collect();

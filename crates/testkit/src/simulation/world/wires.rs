@@ -50,6 +50,7 @@ impl World {
             host: HOST_NAMES[instance.host],
             budget_bytes: 0,
             resume,
+            outside_writers: false,
         };
         self.last_wire += 1;
         let mut wire = Wire { instance: index, ..Wire::default() };
