@@ -1,0 +1,13 @@
+"""Maru for LMCache: the shared pool as its L1, and as its in-process backend.
+
+- :class:`MaruL1Manager` is an L1 of LMCache's multi-process mode over the pool.
+- ``maru_lmcache.server.build_server_modules`` puts it under ``lmcache server``;
+  the command ``maru-lmcache server`` does that with one option.
+- :class:`CxlMemoryAdapter` is what LMCache's own ``MaruBackend`` allocates from.
+"""
+
+from maru_lmcache.adapter import CxlMemoryAdapter
+from maru_lmcache.config import MaruL1Config
+from maru_lmcache.l1 import MaruL1Manager
+
+__all__ = ["CxlMemoryAdapter", "MaruL1Config", "MaruL1Manager"]
