@@ -80,8 +80,21 @@ class Server:
             process.send_signal(how)
             process.wait(PATIENCE_S)
 
+    def anonymous_bytes(self) -> int:
+        """Its memory, without the pool."""
+        assert self._process is not None
+        return anonymous_bytes(self._process.pid)
+
     def log(self) -> str:
         return self._log.read_text()
+
+
+def anonymous_bytes(pid: int) -> int:
+    """A process's memory that is no file's."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"process {pid} has no memory: it is gone")
 
 
 def eventually(is_so, what: str) -> None:  # type: ignore[no-untyped-def]

@@ -248,10 +248,15 @@ class MaruHandler:
         ``None`` if nobody has: then nothing protects what lies there."""
         return self._retrieved.get((region_id, page_index))
 
-    def get_buffer_view(self, region_id: int, page_index: int) -> memoryview | None:
-        """The bytes of a chunk that was retrieved and that somebody still has."""
-        page = self.page_at(region_id, page_index)
-        return None if page is None else memoryview(page)
+    def get_buffer_view(self, region_id: int, offset: int, size: int) -> memoryview | None:
+        """``size`` bytes of a region from ``offset`` on, read-only; ``None`` if there are
+        no such. It protects nothing: what lies there may become another chunk's at
+        any time, unless it is pinned."""
+        region = self._region(region_id)
+        if region is None or offset < 0 or size < 0 or offset + size > region["bytes"]:
+            return None
+        start = region["offset"] + offset
+        return memoryview(self.memory())[start : start + size]
 
     def exists(self, key: str | bytes) -> bool:
         """Whether the chunk is there. Changes nothing, not even how recently it was

@@ -135,6 +135,7 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
         for handle in handles:
             written = _WrittenObj(handle, layout, fmt)
             written.parent_allocator = self
+            written.is_counted = True
             objects.append(written)
         return objects
 
@@ -146,9 +147,11 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
             memory_obj.let_go()
         else:
             raise ValueError(f"{type(memory_obj).__name__} is none of this allocator's objects")
-        memory_obj.invalidate()
         with self._lock:
-            self._live -= 1
+            # LMCache frees an object whose last reference and last pin go, in either order.
+            self._live -= memory_obj.is_counted
+            memory_obj.is_counted = False
+        memory_obj.invalidate()
 
     def batched_free(
         self,
@@ -192,6 +195,7 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
         layout = self._shortened(actual_size, single_token_size)
         found = _ReadObj(page, page_index, layout, self._fmt)
         found.parent_allocator = self
+        found.is_counted = True
         with self._lock:
             self._live += 1
         return found

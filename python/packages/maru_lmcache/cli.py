@@ -70,6 +70,13 @@ class MaruServerCommand(ServerCommand):
             "view of the pool, and for no others. Default: the kernel's boot id.",
         )
         maru.add_argument(
+            "--maru-shared-memory",
+            action=argparse.BooleanOptionalAction,
+            help="Let workers of the engine-driven mode reach the pool's pages themselves, which "
+            "needs a pool that is one file right under /dev/shm. Default: wherever that is so; "
+            "else they send pickles. (--shm-name has no effect.)",
+        )
+        maru.add_argument(
             "--maru-visibility-plugin",
             metavar="FILE",
             help="The library that makes chunks visible to other hosts, where the processor's own "
@@ -103,6 +110,7 @@ def maru_settings(args: argparse.Namespace) -> dict[str, object] | None:
         "eager_map",
         "verify",
         "host_id",
+        "shared_memory",
         "visibility_plugin",
     }
     given = {name: getattr(args, f"maru_{name}") for name in names}

@@ -144,8 +144,8 @@ class MaruL1Manager(L1ManagerInterface):
             write_ttl_seconds=self.maru_config.write_ttl_seconds,
             read_ttl_seconds=self.maru_config.read_ttl_seconds,
             tag=self.maru_config.tag,
-            # One evictor for one pool: the server.
-            eviction=EvictionConfig(eviction_policy="noop"),
+            # One evictor for one pool: the server. LMCache's has nothing to do, however full it is.
+            eviction=EvictionConfig(eviction_policy="noop", trigger_watermark=1.0),
         )
 
     def _backend(self) -> L1BackendType:

@@ -15,6 +15,9 @@ class PageMemoryObj(TensorMemoryObj):
     chunk's bytes.
     """
 
+    # Its allocator, if it has one, counts it among what is alive.
+    is_counted = False
+
     def __init__(self, layout: Layout, address: int, page_bytes: int, fmt: MemoryFormat) -> None:
         self._valid = True
         self._raw: torch.Tensor | None = None

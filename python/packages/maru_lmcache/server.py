@@ -82,7 +82,6 @@ def build_server_modules(build: ExtServerModuleBuildContext) -> MaruModule:
     settings = _storage_settings(build.config, sys.argv)
     wants_shared_memory = (
         config.shared_memory is not False
-        and build.mp_config.shm_name != ""
         and build.mp_config.supported_transfer_mode != "lmcache_driven"
     )
     # First the old one: closing it ends a notifier that the process has once, and ours begins again.

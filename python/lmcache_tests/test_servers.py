@@ -1,0 +1,101 @@
+"""Two real LMCache servers on one pool: what goes in through one comes out of
+the other, whoever is killed meanwhile."""
+
+from collections.abc import Iterator
+
+import pytest
+from lmcache_server import TRANSFERS, LMCacheServer, Transfer, Worker
+from processes import Server, eventually
+
+from maru import Client
+
+CHUNKS = 2
+
+
+class Pair:
+    """Two LMCache servers on one pool, with a worker each."""
+
+    def __init__(self, maru: Server, transfer: Transfer) -> None:
+        self.maru = maru
+        self._transfer = transfer
+        self.servers = [
+            LMCacheServer(
+                transfer.mode,
+                ("--maru-server-url", maru.url, "--maru-instance-id", name, *transfer.maru),
+            )
+            for name in ("a", "b")
+        ]
+        self.workers = [self._worker(server) for server in self.servers]
+
+    def _worker(self, server: LMCacheServer) -> Worker:
+        return Worker(server, self._transfer.mode)
+
+    def kill(self, index: int) -> None:
+        self.servers[index].kill()
+        self.workers[index].close()
+
+    def restart(self, index: int) -> None:
+        self.servers[index].start()
+        self.workers[index] = self._worker(self.servers[index])
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+        for server in self.servers:
+            server.stop()
+
+
+@pytest.fixture(params=TRANSFERS)
+def pair(request: pytest.FixtureRequest, server: Server) -> Iterator[Pair]:
+    pair = Pair(server, TRANSFERS[request.param])
+    yield pair
+    pair.close()
+
+
+def arrives(worker: Worker, sequence: int) -> None:
+    """What was stored is found, whole and right."""
+    eventually(lambda: worker.retrieve(sequence) == CHUNKS, f"sequence {sequence} is there")
+
+
+def holdings(url: str) -> tuple[int, int]:
+    """Pins and reservations of everybody."""
+    client = Client(url)
+    stats = client.stats()
+    client.close()
+    return stats["pins"], stats["pages_reserved"]
+
+
+def test_what_one_stores_the_other_retrieves(pair: Pair) -> None:
+    first, second = pair.workers
+    assert first.store(1) and second.store(2)
+    for worker in pair.workers:
+        arrives(worker, 1)
+        arrives(worker, 2)
+        assert worker.retrieve(3) == 0
+    # What the other stored is not stored again.
+    assert second.store(1)
+    client = Client(pair.maru.url)
+    assert client.stats()["pages_resident"] == 2 * CHUNKS
+    client.close()
+    eventually(lambda: holdings(pair.maru.url) == (0, 0), "nothing is held")
+
+
+def test_whoever_is_killed_the_others_go_on(pair: Pair) -> None:
+    assert pair.workers[0].store(1)
+    for index in (0, 1):
+        survivor = 1 - index
+        pair.kill(index)
+        arrives(pair.workers[survivor], 1)
+        assert pair.workers[survivor].store(10 + index)
+        pair.restart(index)
+        arrives(pair.workers[index], 1)
+        arrives(pair.workers[index], 10 + index)
+    # The Maru server, too, with everything that it has acknowledged.
+    pair.maru.kill()
+    pair.maru.start()
+    for worker in pair.workers:
+        arrives(worker, 1)
+        arrives(worker, 10)
+    assert pair.workers[0].store(20)
+    arrives(pair.workers[1], 20)
+    eventually(lambda: holdings(pair.maru.url) == (0, 0), "nothing is held")
