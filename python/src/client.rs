@@ -47,7 +47,7 @@ pub(crate) enum Presence {
 /// What came of deleting a key.
 #[pyclass(frozen, eq, eq_int, hash, rename_all = "SCREAMING_SNAKE_CASE", module = "maru._native")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Deleted {
+pub(crate) enum Deletion {
     Deleted,
     Pinned,
     Reserved,
@@ -160,8 +160,7 @@ impl Client {
 
     #[pyo3(signature = (keys, page_bytes, *, tag=0, unless_being_written=false))]
     fn reserve(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         keys: Vec<AnyKey>,
         page_bytes: u64,
         tag: u64,
@@ -169,18 +168,17 @@ impl Client {
     ) -> PyResult<Vec<Py<PyAny>>> {
         let keys = wire(&keys)?;
         let how = Reserve { tag, unless_being_written };
-        let reserved = self.ask(py, |client| client.reserve(&keys, page_bytes, how))?;
-        granted(py, reserved)
+        let reserve = |client: &client::Client| client.reserve(&keys, page_bytes, how);
+        granted(slf, slf.get().ask(slf.py(), reserve)?)
     }
 
     fn reserve_unnamed(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         count: usize,
         page_bytes: u64,
     ) -> PyResult<Vec<Py<PyAny>>> {
-        let reserved = self.ask(py, |client| client.reserve_unnamed(count, page_bytes))?;
-        granted(py, reserved)
+        let reserve = |client: &client::Client| client.reserve_unnamed(count, page_bytes);
+        granted(slf, slf.get().ask(slf.py(), reserve)?)
     }
 
     fn commit(&self, py: Python<'_>, pages: Vec<Py<ReservedPage>>) -> PyResult<Vec<Committed>> {
@@ -208,14 +206,14 @@ impl Client {
 
     #[pyo3(signature = (keys, *, stop_at_miss=false))]
     fn acquire(
-        &self,
-        py: Python<'_>,
+        slf: &Bound<'_, Self>,
         keys: Vec<AnyKey>,
         stop_at_miss: bool,
     ) -> PyResult<PinnedPages> {
         let keys = wire(&keys)?;
-        let found = self.ask(py, |client| client.acquire(&keys, Acquire { stop_at_miss }))?;
-        Ok(PinnedPages::new(found))
+        let acquire = |client: &client::Client| client.acquire(&keys, Acquire { stop_at_miss });
+        let found = slf.get().ask(slf.py(), acquire)?;
+        Ok(PinnedPages::new(slf.clone().unbind(), found))
     }
 
     /// Takes pages one by one, or all that one `acquire` gave.
@@ -244,14 +242,14 @@ impl Client {
         self.ask(py, |client| client.touch(&keys)).map(presence)
     }
 
-    fn delete(&self, py: Python<'_>, keys: Vec<AnyKey>) -> PyResult<Vec<Deleted>> {
+    fn delete(&self, py: Python<'_>, keys: Vec<AnyKey>) -> PyResult<Vec<Deletion>> {
         let keys = wire(&keys)?;
         let deleted = self.ask(py, |client| client.delete(&keys))?;
         let deleted = deleted.into_iter().map(|one| match one {
-            protocol::DeleteOutcome::Deleted => Deleted::Deleted,
-            protocol::DeleteOutcome::Pinned => Deleted::Pinned,
-            protocol::DeleteOutcome::Reserved => Deleted::Reserved,
-            protocol::DeleteOutcome::Missing => Deleted::Missing,
+            protocol::DeleteOutcome::Deleted => Deletion::Deleted,
+            protocol::DeleteOutcome::Pinned => Deletion::Pinned,
+            protocol::DeleteOutcome::Reserved => Deletion::Reserved,
+            protocol::DeleteOutcome::Missing => Deletion::Missing,
         });
         Ok(deleted.collect())
     }
@@ -293,10 +291,13 @@ impl Client {
 }
 
 /// A page or a refusal for each key.
-fn granted(py: Python<'_>, reserved: Vec<Reserved>) -> PyResult<Vec<Py<PyAny>>> {
+fn granted(owner: &Bound<'_, Client>, reserved: Vec<Reserved>) -> PyResult<Vec<Py<PyAny>>> {
+    let py = owner.py();
     let granted = reserved.into_iter().map(|one| {
         let refused = match one {
-            Reserved::Page(page) => return ReservedPage::new(page).into_py_any(py),
+            Reserved::Page(page) => {
+                return ReservedPage::new(owner.clone().unbind(), page).into_py_any(py);
+            }
             Reserved::Resident => Refused::Resident,
             Reserved::BeingWritten => Refused::BeingWritten,
             Reserved::AlreadyReserved => Refused::AlreadyReserved,

@@ -26,7 +26,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<client::Refused>()?;
     module.add_class::<client::Committed>()?;
     module.add_class::<client::Presence>()?;
-    module.add_class::<client::Deleted>()?;
+    module.add_class::<client::Deletion>()?;
     module.add_class::<page::PinnedPages>()?;
     module.add_class::<page::PinnedPage>()?;
     module.add_class::<page::ReservedPage>()?;

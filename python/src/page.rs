@@ -10,6 +10,7 @@ use pyo3::exceptions::{PyBufferError, PyIndexError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use crate::client::Client;
 use crate::error::{failed, over};
 use crate::view::{Bytes, View};
 
@@ -22,6 +23,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub(crate) struct PinnedPages {
     found: Mutex<Vec<Found>>,
+    owner: Py<Client>,
 }
 
 #[derive(Debug)]
@@ -33,9 +35,9 @@ enum Found {
 }
 
 impl PinnedPages {
-    pub(crate) fn new(found: Vec<Option<client::PinnedPage>>) -> Self {
+    pub(crate) fn new(owner: Py<Client>, found: Vec<Option<client::PinnedPage>>) -> Self {
         let found = found.into_iter().map(|page| page.map_or(Found::Miss, Found::Page));
-        Self { found: Mutex::new(found.collect()) }
+        Self { owner, found: Mutex::new(found.collect()) }
     }
 
     /// Everything that nobody has asked for yet.
@@ -87,7 +89,7 @@ impl PinnedPages {
                 Ok(Some(page))
             }
             Found::Page(page) => {
-                let page = Py::new(py, PinnedPage::new(page))?;
+                let page = Py::new(py, PinnedPage::new(self.owner.clone_ref(py), page))?;
                 *place = Found::Made(page.clone_ref(py));
                 Ok(Some(page))
             }
@@ -102,14 +104,16 @@ pub(crate) struct PinnedPage {
     page: Mutex<Option<Arc<client::PinnedPage>>>,
     view: View,
     location: Location,
+    /// The session lives as long as its pages, unless it is closed.
+    _owner: Py<Client>,
 }
 
 impl PinnedPage {
-    fn new(page: client::PinnedPage) -> Self {
+    fn new(owner: Py<Client>, page: client::PinnedPage) -> Self {
         let location = page.location();
         let mapping = Arc::clone(page.mapping());
         let view = View::new(mapping, location.offset(), location.length, false);
-        Self { page: Mutex::new(Some(Arc::new(page))), view, location }
+        Self { page: Mutex::new(Some(Arc::new(page))), view, location, _owner: owner }
     }
 
     fn page(&self) -> PyResult<Arc<client::PinnedPage>> {
@@ -202,14 +206,15 @@ pub(crate) struct ReservedPage {
     page: Mutex<Option<client::ReservedPage>>,
     view: View,
     location: Location,
+    _owner: Py<Client>,
 }
 
 impl ReservedPage {
-    pub(crate) fn new(page: client::ReservedPage) -> Self {
+    pub(crate) fn new(owner: Py<Client>, page: client::ReservedPage) -> Self {
         let location = page.location();
         let mapping = Arc::clone(page.mapping());
         let view = View::new(mapping, location.offset(), location.length, true);
-        Self { page: Mutex::new(Some(page)), view, location }
+        Self { page: Mutex::new(Some(page)), view, location, _owner: owner }
     }
 
     /// Takes the reservation from Python.

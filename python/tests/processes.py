@@ -64,10 +64,19 @@ class Server:
         """`kill -9`."""
         self._end(signal.SIGKILL)
 
+    def replace(self) -> None:
+        """Ends it, and starts another in its place, with a pool of its own."""
+        self.kill()
+        self._remove_pool()
+        self.start()
+
     def stop(self) -> None:
         """Stops it in good order, and removes what it leaves."""
         self._end(signal.SIGTERM)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_pool()
+
+    def _remove_pool(self) -> None:
         for left in self.pool.parent.glob(f"{self.pool.name}*"):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)

@@ -210,15 +210,18 @@ impl Client {
         pins: u32,
     ) -> Result<CommitAnswer, ClientError> {
         self.link.check_owner()?;
+        let (mut is_good, mut names) = (Vec::new(), Vec::new());
+        let (mut items, mut tickets) = (Vec::new(), Vec::new());
         // All of them, before the first is committed: what fails is given up, and the others are not.
-        let finish = |(name, page)| finished(page).map(|finished| (name, finished));
-        let finished: Vec<Option<(Option<Key<'a>>, (CommitItem, Ticket))>> =
-            pages.into_iter().map(finish).collect();
-        let is_good: Vec<bool> = finished.iter().map(Option::is_some).collect();
-        let (names, finished): (Vec<Option<Key<'a>>>, Vec<(CommitItem, Ticket)>) =
-            finished.into_iter().flatten().unzip();
-        let names: Vec<Key<'a>> = names.into_iter().flatten().collect();
-        let (items, tickets): (Vec<CommitItem>, Vec<Ticket>) = finished.into_iter().unzip();
+        for (name, page) in pages {
+            let finished = finished(page);
+            is_good.push(finished.is_some());
+            if let Some((item, ticket)) = finished {
+                names.extend(name);
+                items.push(item);
+                tickets.push(ticket);
+            }
+        }
         let Some(session) = common_session(&tickets)? else {
             return Ok(CommitAnswer { mapped: None, outcomes: vec![None; is_good.len()] });
         };

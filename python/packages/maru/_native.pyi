@@ -59,13 +59,13 @@ class Presence:
     def __int__(self) -> int: ...
 
 @final
-class Deleted:
+class Deletion:
     """What came of deleting a key."""
 
-    DELETED: ClassVar[Deleted]
-    PINNED: ClassVar[Deleted]
-    RESERVED: ClassVar[Deleted]
-    MISSING: ClassVar[Deleted]
+    DELETED: ClassVar[Deletion]
+    PINNED: ClassVar[Deletion]
+    RESERVED: ClassVar[Deletion]
+    MISSING: ClassVar[Deletion]
     def __hash__(self) -> int: ...
     def __int__(self) -> int: ...
 
@@ -223,7 +223,7 @@ class Client:
         """Which chunks are there; changes nothing."""
     def touch(self, keys: Sequence[str | bytes]) -> list[Presence]:
         """Counts chunks as used, without reading them."""
-    def delete(self, keys: Sequence[str | bytes]) -> list[Deleted]:
+    def delete(self, keys: Sequence[str | bytes]) -> list[Deletion]:
         """Forgets chunks that nobody pins."""
     def stats(self) -> dict[str, Any]:
         """Numbers of the whole pool."""

@@ -12,7 +12,7 @@ from maru._native import (
     Client,
     Committed,
     Damaged,
-    Deleted,
+    Deletion,
     MaruError,
     PinnedPage,
     PoolMemory,
@@ -330,7 +330,7 @@ class MaruHandler:
         return self._told(
             "delete",
             keys,
-            lambda part: [one is Deleted.DELETED for one in self.client.delete(part)],
+            lambda part: [one is Deletion.DELETED for one in self.client.delete(part)],
             False,
         )
 

@@ -6,8 +6,26 @@
 - :class:`CxlMemoryAdapter` is what LMCache's own ``MaruBackend`` allocates from.
 """
 
-from maru_lmcache.adapter import CxlMemoryAdapter
-from maru_lmcache.config import MaruL1Config
-from maru_lmcache.l1 import MaruL1Manager
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maru_lmcache.adapter import CxlMemoryAdapter
+    from maru_lmcache.config import MaruL1Config
+    from maru_lmcache.l1 import MaruL1Manager
 
 __all__ = ["CxlMemoryAdapter", "MaruL1Config", "MaruL1Manager"]
+
+_HOMES = {
+    "CxlMemoryAdapter": "maru_lmcache.adapter",
+    "MaruL1Config": "maru_lmcache.config",
+    "MaruL1Manager": "maru_lmcache.l1",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for then: LMCache, and with it torch, takes seconds."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)

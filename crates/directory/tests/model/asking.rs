@@ -22,7 +22,8 @@ impl World {
                 // Now and then one too few.
                 let count = names.map_or(0, |first| items.len() - usize::from(first == 99));
                 let first = names.unwrap_or_default();
-                let names = (0..count).map(|n| first.wrapping_add(n as u8)).collect::<Vec<u8>>();
+                let names = (0..=u8::MAX).map(|n| first.wrapping_add(n)).take(count);
+                let names: Vec<u8> = names.collect();
                 let pins = pins_of(pins % 4 * (pins / 128));
                 Body::Commit { items, pins, names: keys(&names) }
             }

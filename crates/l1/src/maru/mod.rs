@@ -381,14 +381,14 @@ impl L1Manager for MaruL1Manager {
 
     /// Of what is resident in the pool, whoever stored it, and of what this manager holds and stages.
     fn report_status(&self) -> L1Status {
-        let stats = self.shared.pool.stats().unwrap_or_default();
+        let resident = self.shared.pool.stats().map_or(0, |stats| stats.pages_resident);
         let (held, staged) = {
             let (state, now) = self.shared.state();
             let held = state.held.values().filter(|held| !held.page.is_lost());
             let held = held.map(|one| (one.lock.is_locked(now), one.page.is_temporary()));
             (Counts::of(held), state.staging.counts(now))
         };
-        L1Status::of(self, held.among(stats.pages_resident), staged)
+        L1Status::of(self, held.among(resident), staged)
     }
 
     /// Whether the server answers, and has found its rules kept and every byte accounted for.
