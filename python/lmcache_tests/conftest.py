@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from processes import Server  # noqa: E402
+from processes import Server
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from lmcache.v1.distributed.config import L1ManagerConfig
 from maru_lmcache import MaruL1Config, MaruL1Manager
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from processes import Server  # noqa: E402
+from processes import Server
 
 MIB = 1 << 20
 

@@ -294,9 +294,7 @@ def run(command: list[str], advice: str, environment: dict[str, str] | None = No
     )
     if done.returncode:
         shown = "\n".join(done.stdout.splitlines()[-OUTPUT_LINES_MAX:])
-        raise SetupError(
-            f"{shlex.join(command)} failed with {done.returncode}:\n{shown}\n{advice}"
-        )
+        raise SetupError(f"{shlex.join(command)} failed with {done.returncode}:\n{shown}\n{advice}")
     return done.stdout
 
 

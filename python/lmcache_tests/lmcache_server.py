@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from lmcache.cli.commands.bench.server_bench.client import RequestContext, ServerBenchClient
 from lmcache.cli.commands.bench.server_bench.config import BenchConfig
+from lmcache.cli.commands.bench.server_bench.helpers import _make_key
 from processes import PATIENCE_S, anonymous_bytes
 
 # Two layers of two heads: 1 KiB a token, 256 KiB a chunk.
@@ -127,7 +128,7 @@ class LMCacheServer:
         return anonymous_bytes(self._process.pid)
 
 
-class WrongBytes(AssertionError):
+class WrongBytesError(AssertionError):
     """What was retrieved is not what was stored."""
 
 
@@ -199,6 +200,21 @@ class Worker:
         self.times_ms["store"].append(stored.latency_ms)
         return True
 
+    def begin_store(self, sequence: int) -> None:
+        """Asks where to write the sequence's KV, and writes nothing."""
+        request = self._request(sequence)
+        spec = self._client._workers[0].spec
+        key = _make_key(
+            request.token_ids,
+            request.request_id,
+            start=0,
+            end=request.num_full_tokens,
+            worker_id=spec.kv_worker_id,
+            world_size=spec.kv_world_size,
+        )
+        assert self._client._req_client is not None, "it is started"
+        self._client._req_client.prepare_store(key, spec.instance_id).result(timeout=PATIENCE_S)
+
     def retrieve(self, sequence: int) -> int:
         """Retrieves what is there of the sequence, and compares it.
 
@@ -206,7 +222,7 @@ class Worker:
             How many chunks were there.
 
         Raises:
-            WrongBytes: They are not what was stored.
+            WrongBytesError: They are not what was stored.
         """
         request = self._request(sequence)
         chunks = self._client.lookup(request).hit_chunks
@@ -222,6 +238,6 @@ class Worker:
         blocks = chunks * request.num_blocks // request.total_chunks
         for part, expected in zip(self._blocks(request), self._expected(request), strict=True):
             if not torch.equal(part[:, :blocks].view(torch.int16), expected[:, :blocks]):
-                raise WrongBytes(f"sequence {sequence}: {chunks} chunks came back wrong")
+                raise WrongBytesError(f"sequence {sequence}: {chunks} chunks came back wrong")
         self._client.end_session(request)
         return chunks

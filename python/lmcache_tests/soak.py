@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from lmcache_server import TRANSFERS, LMCacheServer, Worker  # noqa: E402
-from processes import Server, eventually  # noqa: E402
+from lmcache_server import TRANSFERS, LMCacheServer, Worker
+from processes import Server, eventually
 
-from maru import Client  # noqa: E402
+from maru import Client
 
 MIB = 1 << 20
 POOL_BYTES = 32 * MIB

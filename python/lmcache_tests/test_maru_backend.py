@@ -82,14 +82,16 @@ def backends(server: Server) -> Iterator[Backends]:
 def put(backend: MaruBackend, chunk_hash: int, value: float) -> None:
     shapes, dtypes = backend.memory_allocator._full.shapes, backend.memory_allocator._full.dtypes
     written = backend.allocate(shapes, dtypes)
-    assert written is not None and written.tensor is not None
+    assert written is not None
+    assert written.tensor is not None
     written.tensor.fill_(value)
     backend.submit_put_task(key(chunk_hash), written).result(PATIENCE_S)
     written.ref_count_down()
 
 
 def value_of(found) -> float:  # type: ignore[no-untyped-def]
-    assert found is not None and found.tensor is not None
+    assert found is not None
+    assert found.tensor is not None
     first = float(found.tensor.flatten()[0])
     assert bool((found.tensor == first).all())
     return first
@@ -98,7 +100,8 @@ def value_of(found) -> float:  # type: ignore[no-untyped-def]
 def test_put_and_get(backends: Backends, server: Server) -> None:
     writer, reader = backends.make(), backends.make()
     put(writer, 1, 7)
-    assert reader.contains(key(1)) and not reader.contains(key(2))
+    assert reader.contains(key(1))
+    assert not reader.contains(key(2))
     found = reader.get_blocking(key(1))
     assert value_of(found) == 7
     assert found.get_num_tokens() == CHUNK_TOKENS
@@ -138,7 +141,8 @@ def test_batches(backends: Backends) -> None:
         future.result(PATIENCE_S)
     assert done == keys
     found = reader.batched_get_blocking([*keys, key(99)])
-    assert [value_of(one) for one in found[:5]] == [0, 1, 2, 3, 4] and found[5] is None
+    assert [value_of(one) for one in found[:5]] == [0, 1, 2, 3, 4]
+    assert found[5] is None
     assert reader.batched_contains([*keys[:3], key(99), *keys[3:]]) == 3
     prefix = asyncio.run_coroutine_threadsafe(
         reader.batched_get_non_blocking("lookup", [*keys[:2], key(99), keys[2]]), reader.loop
@@ -157,12 +161,17 @@ def test_pins_protect(backends: Backends, server: Server) -> None:
         put(writer, value, value)
     assert reader.contains(key(0), pin=True)
     assert reader.batched_contains([key(0), key(1), key(9), key(2)], pin=True) == 2
-    assert not reader.pin(key(9)) and not reader.unpin(key(9))
-    assert not writer.remove(key(0)) and not writer.remove(key(1))
-    assert writer.remove(key(2)) and not writer.remove(key(2))
+    assert not reader.pin(key(9))
+    assert not reader.unpin(key(9))
+    assert not writer.remove(key(0))
+    assert not writer.remove(key(1))
+    assert writer.remove(key(2))
+    assert not writer.remove(key(2))
     reader.batched_unpin([key(0), key(1)])
-    assert writer.remove(key(1)) and not writer.remove(key(0))
-    assert reader.unpin(key(0)) and not reader.unpin(key(0))
+    assert writer.remove(key(1))
+    assert not writer.remove(key(0))
+    assert reader.unpin(key(0))
+    assert not reader.unpin(key(0))
     assert writer.remove(key(0))
     client = Client(server.url)
     assert (client.stats()["pins"], client.stats()["pages_resident"]) == (0, 0)
@@ -194,7 +203,8 @@ def test_a_shorter_last_chunk(backends: Backends, server: Server) -> None:
         handle.buf[:] = bytes([1]) * (token_bytes * 3)
         assert other.store(key(1).to_string(), handle)
     found = backend.get_blocking(key(1))
-    assert found is not None and found.get_num_tokens() == 3
+    assert found is not None
+    assert found.get_num_tokens() == 3
     assert found.get_size() == token_bytes * 3
     found.ref_count_down()
 
@@ -207,7 +217,8 @@ def test_close_gives_everything_back(backends: Backends, server: Server) -> None
     unfinished = backend.allocate(
         backend.memory_allocator._full.shapes, backend.memory_allocator._full.dtypes
     )
-    assert found is not None and unfinished is not None
+    assert found is not None
+    assert unfinished is not None
     backends.made.remove(backend)
     backend.close()
     client = Client(server.url)

@@ -52,6 +52,13 @@ def pair(request: pytest.FixtureRequest, server: Server) -> Iterator[Pair]:
     pair.close()
 
 
+@pytest.fixture
+def shm_pair(server: Server) -> Iterator[Pair]:
+    pair = Pair(server, TRANSFERS["engine-driven-shm"])
+    yield pair
+    pair.close()
+
+
 def arrives(worker: Worker, sequence: int) -> None:
     """What was stored is found, whole and right."""
     eventually(lambda: worker.retrieve(sequence) == CHUNKS, f"sequence {sequence} is there")
@@ -67,7 +74,8 @@ def holdings(url: str) -> tuple[int, int]:
 
 def test_what_one_stores_the_other_retrieves(pair: Pair) -> None:
     first, second = pair.workers
-    assert first.store(1) and second.store(2)
+    assert first.store(1)
+    assert second.store(2)
     for worker in pair.workers:
         arrives(worker, 1)
         arrives(worker, 2)
@@ -99,3 +107,16 @@ def test_whoever_is_killed_the_others_go_on(pair: Pair) -> None:
     assert pair.workers[0].store(20)
     arrives(pair.workers[1], 20)
     eventually(lambda: holdings(pair.maru.url) == (0, 0), "nothing is held")
+
+
+def test_what_a_worker_has_not_finished_nobody_sees(shm_pair: Pair) -> None:
+    """LMCache finishes the writes of workers that are gone, however far they got."""
+    first, second = shm_pair.workers
+    first.begin_store(1)
+    assert holdings(shm_pair.maru.url) == (0, CHUNKS)
+    first.close()
+    assert second.retrieve(1) == 0
+    # Another instance may store it meanwhile.
+    assert second.store(1)
+    arrives(second, 1)
+    assert holdings(shm_pair.maru.url) == (0, CHUNKS)

@@ -8,16 +8,21 @@ import argparse
 import json
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from lmcache_server import TRANSFERS, LMCacheServer, Transfer, Worker  # noqa: E402
-from processes import Server, eventually  # noqa: E402
+from lmcache_server import TRANSFERS, LMCacheServer, Transfer, Worker
+from processes import Server, eventually
 
 # Eight layers of 8 heads of 128 in 16 bits: 16 MiB a request of two chunks.
 SHAPE = "(2,64,16,8,128):float16:8"
 CHUNKS = 2
 PRIVATE = ("--l1-size-gb", "1", "--no-l1-use-lazy", "--eviction-policy", "LRU")
+
+
+def all_found(worker: Worker, sequence: int) -> bool:
+    return worker.retrieve(sequence) == CHUNKS
 
 
 def measure(transfer: Transfer, requests: int) -> dict[str, dict[str, float]]:
@@ -34,7 +39,7 @@ def measure(transfer: Transfer, requests: int) -> dict[str, dict[str, float]]:
             for name in sorted(workers, reverse=sequence % 2 == 0):
                 worker = workers[name]
                 worker.store(sequence)
-                eventually(lambda: worker.retrieve(sequence) == CHUNKS, "it is found")
+                eventually(partial(all_found, worker, sequence), "it is found")
     finally:
         for worker in workers.values():
             worker.close()

@@ -45,14 +45,19 @@ def only(client: Client, key: str) -> PinnedPage:
 def test_what_one_writes_the_other_reads_in_place(server: Server, client: Client) -> None:
     (page,) = pages(client.reserve(["k"], PAGE))
     view = memoryview(page)
-    assert not view.readonly and view.nbytes == len(page) == PAGE
+    assert not view.readonly
+    assert view.nbytes == len(page) == PAGE
     view[:5] = b"hello"
     assert Client(server.url).contains(["k"]) == [Presence.RESERVED]
     assert client.commit([page]) == [Committed.STORED]
     reader = Client(server.url)
     read = only(reader, "k")
     assert bytes(memoryview(read)[:5]) == b"hello"
-    assert (read.region, read.offset, read.generation) == (page.region, page.offset, page.generation)
+    assert (read.region, read.offset, read.generation) == (
+        page.region,
+        page.offset,
+        page.generation,
+    )
     read.verify()
     read.confirm()
     reader.release([read])
@@ -122,14 +127,16 @@ def test_pages_are_made_when_they_are_asked_for(server: Server, client: Client) 
     assert (len(found), found.hits, found.is_hit(19), found.is_hit(20)) == (21, 20, True, False)
     before = made()
     first = found[0]
-    assert first is found[0] and found[-1] is None
+    assert first is found[0]
+    assert found[-1] is None
     assert made() <= before + 1
     with pytest.raises(IndexError):
         found[21]
     assert Client(server.url).stats()["pins"] == 20
     client.release(found)
     assert Client(server.url).stats()["pins"] == 0
-    assert first is not None and first.is_lost()
+    assert first is not None
+    assert first.is_lost()
 
 
 def test_a_prefix_ends_at_the_first_miss(client: Client) -> None:
@@ -268,9 +275,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("who", "quarantined"), [("alone", 0), ("outside", 1)])
-def test_the_death_of_one_is_not_that_of_those_who_write_for_it(
-    who: str, quarantined: int
-) -> None:
+def test_the_death_of_one_is_not_that_of_those_who_write_for_it(who: str, quarantined: int) -> None:
     """Rule 7: workers that reach pages through shared memory outlive the instance that
     reserved them, so what it held is not granted again at once."""
     server = Server(16 << 20, ("--quarantine-ms", "600000"))

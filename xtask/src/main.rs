@@ -1,7 +1,9 @@
 //! `cargo xtask`: what cargo alone does not know of this workspace.
 
 mod kill;
+mod lmcache;
 mod progress;
+mod python;
 mod simulate;
 mod tidy;
 
@@ -23,7 +25,7 @@ struct Xtask {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Everything that must pass: formatting, lints, documentation, tests, the simulation, the address
-    /// sanitizer, and a short run of each fuzz target.
+    /// sanitizer, a short run of each fuzz target, and the Python packages without LMCache.
     Test {
         /// How long each fuzz target runs, in seconds; 0 for not at all.
         #[arg(long, default_value_t = 60)]
@@ -48,6 +50,10 @@ enum Task {
     /// Kill and stop servers and instances of the release build at random moments, and check that
     /// nothing is lost, wrong or left behind.
     Kill(kill::Kill),
+    /// Build the Python packages, and check and test them, as far as that needs no LMCache.
+    Python,
+    #[command(name = "lmcache")]
+    LmCache(lmcache::LmCache),
     /// Take the L1 managers' rules out one by one, and see whether their tests notice. Takes an hour;
     /// installs cargo-mutants if it is missing.
     Mutants,
@@ -64,6 +70,8 @@ fn main() -> anyhow::Result<()> {
         Task::Soak { seconds } => soak(seconds),
         Task::Simulate(simulate) => simulate.run(),
         Task::Kill(kill) => kill.run(),
+        Task::Python => python::test(),
+        Task::LmCache(lmcache) => lmcache.run(),
         Task::Mutants => mutants(),
         Task::Asan => asan(),
     }
@@ -83,6 +91,7 @@ fn test(fuzz_seconds: u32) -> anyhow::Result<()> {
     if fuzz_seconds > 0 {
         fuzz(fuzz_seconds)?;
     }
+    python::test()?;
     step("tests", cargo(&["test", "--workspace"]))
 }
 

@@ -72,7 +72,9 @@ fn a_page_gets_its_name_when_it_is_committed() {
     let keys = keys(&names);
     store(&reader, &keys[..1], 9);
     let mut pages = granted(writer.reserve_unnamed(3, PAGE).unwrap());
-    pages.iter_mut().for_each(|page| page.bytes_mut().fill(7));
+    for page in &mut pages {
+        page.bytes_mut().fill(7);
+    }
     assert_eq!(reader.contains(&keys).unwrap()[1..], [Presence::Missing; 2]);
     let committed = writer.commit_as(keys.iter().copied().zip(pages)).unwrap();
     assert!(matches!(

@@ -5,11 +5,32 @@ the server, or the memory, does not do as asked; ``ValueError`` where what was
 asked cannot be.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, final
 
 from _typeshed import StrPath
 from typing_extensions import Buffer
+
+__all__ = [
+    "Chunk",
+    "Chunks",
+    "Client",
+    "Committed",
+    "Damaged",
+    "Deletion",
+    "L1Manager",
+    "MaruError",
+    "PinnedPage",
+    "PinnedPages",
+    "PoolMemory",
+    "Presence",
+    "Refused",
+    "ReservedPage",
+    "Stale",
+    "Unreachable",
+    "__version__",
+]
 
 __version__: str
 
@@ -89,7 +110,8 @@ class PinnedPage(Buffer):
         """Its address in this process."""
     def __len__(self) -> int:
         """Bytes of the chunk."""
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
     def is_lost(self) -> bool:
         """Whether it is known already that it is protected no more."""
     def confirm(self) -> None:
@@ -111,7 +133,7 @@ class PinnedPages(Sequence[PinnedPage | None]):
     def hits(self) -> int: ...
     def is_hit(self, index: int) -> bool: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> PinnedPage | None: ...  # type: ignore[override]
+    def __getitem__(self, index: int, /) -> PinnedPage | None: ...  # type: ignore[override]
 
 @final
 class ReservedPage(Buffer):
@@ -134,7 +156,8 @@ class ReservedPage(Buffer):
         """Its address in this process."""
     def __len__(self) -> int:
         """Bytes of the page that were asked for."""
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
     def is_open(self) -> bool:
         """Whether it was neither committed nor given back."""
     def set_length(self, length: int) -> None:
@@ -152,7 +175,8 @@ class PoolMemory(Buffer):
     @property
     def address(self) -> int: ...
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Client:

@@ -149,14 +149,13 @@ class MaruHandler:
         for size in sizes:
             if not 1 <= size <= chunk:
                 raise ValueError(f"a chunk of {size} bytes: it has 1 to {chunk} (chunk_size_bytes)")
-        reserved = self._batched(
-            range(len(sizes)),
-            lambda part: self.client.reserve_unnamed(len(part), chunk),
-        )
+        reserved = self._reserve(len(sizes))
+        if not all(isinstance(page, ReservedPage) for page in reserved):
+            # What was freed goes back a moment later: now is when it is needed.
+            self.client.flush()
+            reserved = self._reserve(len(sizes))
         pages = [page for page in reserved if isinstance(page, ReservedPage)]
         if len(pages) < len(sizes):
-            for page in pages:
-                page.abort()
             over_budget = Refused.OVER_BUDGET in reserved
             raise RuntimeError(
                 f"no room for {len(sizes)} chunks of {chunk} bytes: "
@@ -173,6 +172,14 @@ class MaruHandler:
             handles.append(AllocHandle(page, self._page_index(page), size))
         self._tell_regions(pages)
         return handles
+
+    def _reserve(self, count: int) -> list[ReservedPage | Refused]:
+        """Pages without names. Several requests may be needed: then some may have pages
+        that others are refused, which give themselves back."""
+        chunk = self.config.chunk_size_bytes
+        return self._batched(
+            range(count), lambda part: self.client.reserve_unnamed(len(part), chunk)
+        )
 
     def free(self, handle: AllocHandle) -> None:
         """Gives a page back that was not stored. One that was is left alone."""

@@ -1,6 +1,5 @@
 """LMCache's L1 over the shared pool."""
 
-import functools
 import logging
 import threading
 import weakref
@@ -15,7 +14,7 @@ from lmcache.v1.distributed.config import (
     L1ManagerConfig,
     L1MemoryManagerConfig,
 )
-from lmcache.v1.distributed.error import L1Error, L1ReconfigureError
+from lmcache.v1.distributed.error import L1Error
 from lmcache.v1.distributed.internal_api import (
     L1ManagerInterface,
     L1ManagerListener,

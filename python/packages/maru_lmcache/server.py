@@ -20,6 +20,10 @@ from lmcache.v1.distributed.config import StorageManagerConfig, parse_args_to_co
 from lmcache.v1.distributed.storage_manager import L1WriteCompletion, StorageManager
 from lmcache.v1.multiprocess.engine_context import MPCacheServerContext
 from lmcache.v1.multiprocess.ext_server_module import ExtServerModuleBuildContext
+from lmcache.v1.multiprocess.modules.engine_driven_transfer import (
+    EngineDrivenContextEntry,
+    EngineDrivenTransferModule,
+)
 from lmcache.v1.multiprocess.modules.lmcache_driven_transfer import (
     LMCacheDrivenTransferModule,
 )
@@ -84,7 +88,7 @@ def build_server_modules(build: ExtServerModuleBuildContext) -> MaruModule:
         config.shared_memory is not False
         and build.mp_config.supported_transfer_mode != "lmcache_driven"
     )
-    # First the old one: closing it ends a notifier that the process has once, and ours begins again.
+    # First the old one: closing it ends a notifier that the process has once, and ours begins anew.
     context.storage_manager.close()
     manager = MaruL1Manager(
         config,
@@ -116,6 +120,8 @@ def build_server_modules(build: ExtServerModuleBuildContext) -> MaruModule:
     for module in build.modules:
         if isinstance(module, LMCacheDrivenTransferModule):
             _rebind(module, storage)
+        elif isinstance(module, EngineDrivenTransferModule):
+            _forget_unfinished(module)
     logger.info(
         "L1 is the pool of the Maru server at %s; workers of the engine-driven mode use %s",
         config.server_url,
@@ -135,6 +141,31 @@ def _rebind(module: LMCacheDrivenTransferModule, storage: StorageManager) -> Non
     module.register_host_func(
         "finish_read_by_owner", storage.finish_read_by_owner, L1WriteCompletion
     )
+
+
+def _forget_unfinished(module: EngineDrivenTransferModule) -> None:
+    """When a worker is gone, LMCache finishes the writes that it had begun through
+    shared memory, though nobody knows how far they got. In a private L1 that harms
+    its owner; here all instances would read it. So what such a worker has not
+    finished stays staged, unseen, until its reservation expires: by then it does
+    not write any more either.
+    """
+    release = module._release_entry
+
+    def release_entry(instance_id: int, entry: EngineDrivenContextEntry) -> None:
+        pending = module._pending_shm_writes
+        with module._pending_shm_lock:
+            begun = [transfer for transfer in pending if transfer[0] == instance_id]
+            keys = [key for transfer in begun for key in pending.pop(transfer)]
+        if keys:
+            logger.warning(
+                "worker %d is gone before it had written %d chunks; they are not stored",
+                instance_id,
+                len(keys),
+            )
+        release(instance_id, entry)
+
+    module._release_entry = release_entry
 
 
 def _registered_layout(context: MPCacheServerContext, key: ObjectKey) -> MemoryLayoutDesc | None:
