@@ -91,3 +91,19 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
 def pytest_runtest_teardown(item: Any) -> None:
     while _servers:
         _servers.pop().stop()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Every case, and what came of it."""
+    results: dict[str, str] = {}
+    for outcome, reports in terminalreporter.stats.items():
+        for report in reports:
+            if outcome == "skipped":
+                results[report.nodeid] = (
+                    f"cannot hold: {NOT_SHARED[report.location[2].split('.')[-1]]}"
+                )
+            elif outcome in ("passed", "failed", "error"):
+                results[report.nodeid] = outcome
+    terminalreporter.section("LMCache's cases over Maru's L1")
+    for case, result in sorted(results.items()):
+        terminalreporter.write_line(f"{case.rpartition('/')[2]}: {result}")

@@ -23,13 +23,21 @@ _INDEX_BITS = 32
 class _WrittenObj(PageMemoryObj):
     """A chunk that is being written; valid until it is stored or freed."""
 
-    def __init__(self, handle: AllocHandle, layout: Layout, fmt: MemoryFormat) -> None:
+    def __init__(
+        self, handle: AllocHandle, layout: Layout, fmt: MemoryFormat, parent: "CxlMemoryAdapter"
+    ) -> None:
         self.handle = handle
-        address = CxlMemoryAdapter.encode_address(handle.region_id, handle.page_index)
-        super().__init__(layout, address, handle.size, fmt)
+        address = parent.encode_address(handle.region_id, handle.page_index)
+        super().__init__(lambda: layout, address, handle.size, fmt, parent=parent)
 
     def _is_held(self) -> bool:
         return self.handle.page.is_open()
+
+    def let_go(self) -> bool:
+        """Gives the page back, unless it was stored. ``False`` if that was done before."""
+        is_first, self._valid = self._valid, False
+        self.handle.page.abort()
+        return is_first
 
     def _map(self) -> torch.Tensor:
         return bytes_tensor(self.handle.buf)
@@ -39,11 +47,16 @@ class _ReadObj(PageMemoryObj):
     """A chunk that is read in place; pinned until it is freed."""
 
     def __init__(
-        self, page: PinnedPage, page_index: int, layout: Layout, fmt: MemoryFormat
+        self,
+        page: PinnedPage,
+        page_index: int,
+        layout: Layout,
+        fmt: MemoryFormat,
+        parent: "CxlMemoryAdapter",
     ) -> None:
         self._page: PinnedPage | None = page
-        address = CxlMemoryAdapter.encode_address(page.region, page_index)
-        super().__init__(layout, address, len(page), fmt)
+        address = parent.encode_address(page.region, page_index)
+        super().__init__(lambda: layout, address, len(page), fmt, parent=parent)
         # The caller counts its reference itself.
         self.meta.ref_count = 0
 
@@ -55,10 +68,13 @@ class _ReadObj(PageMemoryObj):
         assert self._page is not None, "it is valid, so it is held"
         return bytes_tensor(self._page)
 
-    def let_go(self) -> None:
-        """Gives the pin up. A tensor that somebody still has keeps it that long."""
+    def let_go(self) -> bool:
+        """Gives the pin up; a tensor that somebody still has keeps it that long. ``False``
+        if that was done before."""
+        is_first, self._valid = self._valid, False
         self._raw = None
         self._page = None
+        return is_first
 
 
 class CxlMemoryAdapter(MemoryAllocatorInterface):
@@ -131,27 +147,16 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
             return None
         with self._lock:
             self._live += len(handles)
-        objects: list[MemoryObj] = []
-        for handle in handles:
-            written = _WrittenObj(handle, layout, fmt)
-            written.parent_allocator = self
-            written.is_counted = True
-            objects.append(written)
-        return objects
+        return [_WrittenObj(handle, layout, fmt, self) for handle in handles]
 
     def free(self, memory_obj: MemoryObj, allocator_type: str | None = None) -> None:
         """Gives a page back: one that was not stored, or one that was read."""
-        if isinstance(memory_obj, _WrittenObj):
-            self._handler.free(memory_obj.handle)
-        elif isinstance(memory_obj, _ReadObj):
-            memory_obj.let_go()
-        else:
+        if not isinstance(memory_obj, (_WrittenObj, _ReadObj)):
             raise ValueError(f"{type(memory_obj).__name__} is none of this allocator's objects")
-        with self._lock:
-            # LMCache frees an object whose last reference and last pin go, in either order.
-            self._live -= memory_obj.is_counted
-            memory_obj.is_counted = False
-        memory_obj.invalidate()
+        # LMCache may free an object twice: when its last reference goes, and its last pin.
+        if memory_obj.let_go():
+            with self._lock:
+                self._live -= 1
 
     def batched_free(
         self,
@@ -193,9 +198,7 @@ class CxlMemoryAdapter(MemoryAllocatorInterface):
         if page is None or actual_size > len(page):
             return None
         layout = self._shortened(actual_size, single_token_size)
-        found = _ReadObj(page, page_index, layout, self._fmt)
-        found.parent_allocator = self
-        found.is_counted = True
+        found = _ReadObj(page, page_index, layout, self._fmt, self)
         with self._lock:
             self._live += 1
         return found

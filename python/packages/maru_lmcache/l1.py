@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -426,8 +427,9 @@ class MaruL1Manager(L1ManagerInterface):
         with self._objects_lock:
             found = self._objects.get(place[0])
             if found is None:
-                found = L1MemoryObj(chunks, index, pool, place, layout(key, place[2]))
-                found.set_l1_manager(self._l1_manager_id)
+                found = L1MemoryObj(
+                    chunks, index, pool, place, partial(layout, key, place[2]), self._l1_manager_id
+                )
                 self._objects[place[0]] = found
         return found
 

@@ -1,38 +1,86 @@
 """LMCache's memory objects over pages of the pool."""
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
+from lmcache.v1.memory_management import (
+    MemoryAllocatorInterface,
+    MemoryFormat,
+    MemoryObjMetadata,
+    TensorMemoryObj,
+)
 
 from maru._native import Chunk, Chunks
 from maru_lmcache.layouts import Layout
+
+_making = threading.RLock()
 
 
 class PageMemoryObj(TensorMemoryObj):
     """A memory object whose bytes lie in a page, and that is valid for as long as
     the page is the holder's: a late hand finds no tensor, rather than another
     chunk's bytes.
+
+    LMCache asks for objects by the hundred and looks at few: what its class has
+    is made when it is first looked at.
+
+    Args:
+        layout: Says how the page's bytes are to be seen.
+        address: What the object's metadata is to say of its place.
+        page_bytes: Bytes of the page.
+        fmt: How the chunk's dimensions are to be read.
+        owner: The L1 that it belongs to.
+        parent: What it is given back to, when nobody refers to it any more.
     """
 
-    # Its allocator, if it has one, counts it among what is alive.
-    is_counted = False
-
-    def __init__(self, layout: Layout, address: int, page_bytes: int, fmt: MemoryFormat) -> None:
+    def __init__(
+        self,
+        layout: Callable[[], Layout],
+        address: int,
+        page_bytes: int,
+        fmt: MemoryFormat,
+        owner: int | None = None,
+        parent: MemoryAllocatorInterface | None = None,
+    ) -> None:
         self._valid = True
         self._raw: torch.Tensor | None = None
+        self._unmade: tuple[Any, ...] | None = (layout, address, page_bytes, fmt, owner, parent)
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not there: LMCache's own fields, at first."""
+        with _making:
+            unmade = self.__dict__.get("_unmade")
+            if unmade is not None:
+                self._make(*unmade)
+                self._unmade = None
+        return object.__getattribute__(self, name)
+
+    def _make(
+        self,
+        layout: Callable[[], Layout],
+        address: int,
+        page_bytes: int,
+        fmt: MemoryFormat,
+        owner: int | None,
+        parent: MemoryAllocatorInterface | None,
+    ) -> None:
+        seen, valid = layout(), self._valid
         metadata = MemoryObjMetadata(
-            layout.shapes[0],
-            layout.dtypes[0],
+            seen.shapes[0],
+            seen.dtypes[0],
             address,
             page_bytes,
             1,
             0,
             fmt,
-            shapes=layout.shapes,
-            dtypes=layout.dtypes,
+            shapes=seen.shapes,
+            dtypes=seen.dtypes,
         )
-        super().__init__(None, metadata, None)  # type: ignore[arg-type]
+        super().__init__(None, metadata, parent)
+        self._valid = valid
+        self._l1_manager_id = owner
 
     def _is_held(self) -> bool:
         """Whether the page is still the holder's."""
@@ -53,7 +101,7 @@ class PageMemoryObj(TensorMemoryObj):
     def is_valid(self) -> bool:
         return self.valid
 
-    @property  # type: ignore[override]
+    @property
     def raw_data(self) -> torch.Tensor:
         if not self.valid:
             raise RuntimeError(
@@ -65,7 +113,7 @@ class PageMemoryObj(TensorMemoryObj):
         return self._raw
 
     @raw_data.setter
-    def raw_data(self, _: Any) -> None:
+    def raw_data(self, _: object) -> None:
         """The base class sets what it is given; here it comes when it is used."""
 
     def __del__(self) -> None:
@@ -80,7 +128,8 @@ class L1MemoryObj(PageMemoryObj):
         index: Which of them.
         pool: The bytes of the whole pool, writable for a staged chunk.
         place: The chunk's id, its offset in the pool, its bytes.
-        layout: How its bytes are to be seen.
+        layout: Says how its bytes are to be seen.
+        owner: The manager.
     """
 
     def __init__(
@@ -89,23 +138,21 @@ class L1MemoryObj(PageMemoryObj):
         index: int,
         pool: torch.Tensor,
         place: tuple[int, int, int],
-        layout: Layout,
+        layout: Callable[[], Layout],
+        owner: int,
     ) -> None:
         self._chunks = chunks
         self._index = index
         self._pool = pool
+        self._place = place
         self._chunk: Chunk | None = None
-        self.chunk_id, offset, size = place
-        super().__init__(layout, offset, size, MemoryFormat.UNDEFINED)
-
-    def chunk(self) -> Chunk:
-        """The chunk; it is made when it is first used."""
-        if self._chunk is None:
-            self._chunk = self._chunks.chunk(self._index)
-        return self._chunk
+        super().__init__(layout, place[1], place[2], MemoryFormat.UNDEFINED, owner)
 
     def _is_held(self) -> bool:
-        return self.chunk().is_open()
+        if self._chunk is None:
+            self._chunk = self._chunks.chunk(self._index)
+        return self._chunk.is_open()
 
     def _map(self) -> torch.Tensor:
-        return self._pool[self.meta.address : self.meta.address + self.meta.phy_size]
+        _, offset, size = self._place
+        return self._pool[offset : offset + size]
