@@ -30,11 +30,20 @@ pub(crate) struct ServerArgs {
 
 impl ServerArgs {
     pub(crate) fn connect(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(self.config())?)
+    }
+
+    /// Whether somebody said where it is.
+    pub(crate) fn is_named(&self) -> bool {
+        self.server.is_some()
+    }
+
+    pub(crate) fn config(&self) -> ClientConfig {
         let default = ClientConfig::default();
         let endpoint = self.server.clone().unwrap_or_else(|| default.endpoint.clone());
         let instance = format!("maru-cli-{}", std::process::id());
         let visibility_plugin = self.visibility_plugin.clone();
-        Ok(Client::connect(ClientConfig { endpoint, instance, visibility_plugin, ..default })?)
+        ClientConfig { endpoint, instance, visibility_plugin, ..default }
     }
 }
 
@@ -187,7 +196,7 @@ fn print_stats(stats: &Stats) -> anyhow::Result<()> {
 }
 
 /// What somebody should know of, each as a sentence.
-fn warnings(stats: &Stats) -> Vec<String> {
+pub(crate) fn warnings(stats: &Stats) -> Vec<String> {
     let some = |number: u64, what: &str| {
         format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
     };

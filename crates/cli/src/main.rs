@@ -3,6 +3,7 @@
 // Doc comments here are help texts on a terminal, where backticks would show.
 #![allow(clippy::doc_markdown)]
 
+mod doctor;
 mod fsck;
 mod hosts;
 mod inspect;
@@ -15,7 +16,6 @@ mod signals;
 mod trace;
 mod usage;
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
@@ -28,7 +28,7 @@ use usage::WrongUsage;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  failed; the message on stderr says why and what to do
+  1  failed, or a problem was found; what is printed says why and what to do
   2  wrong usage
   3  the server cannot be reached or does not answer
   4  a replay found wrong bytes, or something left behind";
@@ -74,6 +74,8 @@ enum Command {
     Pins(inspect::Pins),
     /// The hosts that share the pool, and what is left of those that are gone.
     Hosts(hosts::Hosts),
+    /// Whether this machine has what Maru and LMCache need, and what to do where it has not.
+    Doctor(doctor::Doctor),
     /// Make and look at the devices of a pool.
     #[command(subcommand)]
     Pool(pool::PoolCommand),
@@ -109,6 +111,7 @@ fn main() -> ExitCode {
         Command::Ls(ls) => ls.run(),
         Command::Pins(pins) => pins.run(),
         Command::Hosts(hosts) => hosts.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Pool(pool) => pool.run(),
         Command::Trace(trace) => trace.run(),
         Command::Completions { shell } => output::print(&completions(shell)),
@@ -151,7 +154,7 @@ fn start_logging(maru: &Maru) -> anyhow::Result<()> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(output::has_colours(&std::io::stderr()))
         .with_target(false);
     match maru.log_format {
         LogFormat::Text => subscriber.init(),

@@ -20,7 +20,7 @@ use crate::usage::{WrongUsage, check_distinct};
 use crate::{output, signals};
 
 /// The pool without flags: enough to try things, little enough for a laptop.
-const DEFAULT_POOL_BYTES: u64 = 1 << 30;
+pub(crate) const DEFAULT_POOL_BYTES: u64 = 1 << 30;
 
 /// Serve a pool.
 #[derive(Debug, Args)]

@@ -8,18 +8,33 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use crate::device::{Access, lock, open_locked, options, read_header};
+use crate::device::{Access, is_blank, lock, open_locked, options, read_header};
 use crate::error::DeviceError;
 use crate::header::{Header, HeaderError};
 use crate::host::{DeviceKind, Host, Place};
-use crate::range::read_first;
 use crate::{DATA_START, Device, DeviceSpec};
 
 /// The smallest device, in bytes: its header area and one page of the smallest size.
 pub const MIN_DEVICE_BYTES: u64 = DATA_START + 4096;
 
-/// How much of a DAX device is looked at to see whether anything was ever written to it, in bytes.
-const BLANK_LEN: usize = 4096;
+/// How large a new file could be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Room {
+    /// What the file would be.
+    pub kind: DeviceKind,
+    /// The largest size in bytes that it could have.
+    pub bytes: u64,
+    /// What sets that limit, in words.
+    pub limited_by: &'static str,
+}
+
+/// How large a file could be that is made at `path`, where none need be; nothing is made.
+pub fn room(path: impl AsRef<Path>) -> Result<Room, DeviceError> {
+    let path = path.as_ref();
+    let place = Host::default().new_file_place(path, directory_of(path)?)?;
+    Ok(Room { kind: place.kind, bytes: place.available, limited_by: place.limited_by })
+}
 
 /// What [`Device::create`] does when something is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,17 +143,6 @@ fn checked_size(spec: &DeviceSpec, place: &Place) -> Result<u64, DeviceError> {
         return Err(DeviceError::TooLarge { path: path(), asked, available, of: place.limited_by });
     }
     Ok(asked)
-}
-
-/// Whether nothing is lost when this is made a device: an empty file, or a DAX device that starts
-/// with zeros. A file with content is somebody's, even if it is all zeros.
-fn is_blank(file: &File, path: &Path, place: &Place) -> Result<bool, DeviceError> {
-    if place.kind != DeviceKind::DevDax {
-        return Ok(place.bytes == 0);
-    }
-    let start: [u8; BLANK_LEN] =
-        read_first(file, place.alignment).map_err(DeviceError::io("read the start of", path))?;
-    Ok(start.iter().all(|byte| *byte == 0))
 }
 
 fn already_there(file: &File, path: &Path, place: &Place) -> DeviceError {

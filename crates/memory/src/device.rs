@@ -18,6 +18,9 @@ use crate::header::{DATA_START, HEADER_LEN, Header, HeaderError};
 use crate::host::{DeviceKind, Host, Place};
 use crate::range::{read_first, write_first};
 
+/// How much of a DAX device is looked at to see whether anything was ever written to it, in bytes.
+const BLANK_LEN: usize = 4096;
+
 /// One device of a pool: open, and known to be the right one.
 #[derive(Debug)]
 pub struct Device {
@@ -180,6 +183,32 @@ pub fn check_backing(devices: &[Device]) -> Result<(), DeviceError> {
     Ok(())
 }
 
+/// What [`examine`] tells of what lies at a path, a device of a pool or not yet.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Examined {
+    /// What it is made of.
+    pub kind: DeviceKind,
+    /// Its size in bytes now.
+    pub bytes: u64,
+    /// Alignment of mappings in bytes.
+    pub alignment: u64,
+    /// Whether nothing is there that making it a device would destroy.
+    pub blank: bool,
+    /// What its header says, or why it has no good one.
+    pub identity: Result<Identity, DeviceError>,
+}
+
+/// Looks at what may be a device, or become one, without taking or changing it, as [`inspect`] does.
+pub fn examine(path: impl AsRef<Path>) -> Result<Examined, DeviceError> {
+    let path = path.as_ref();
+    let (file, place) = open(&Host::default(), path, Access::Read)?;
+    let identity = identify(&file, path, &place);
+    let blank = identity.is_err() && is_blank(&file, path, &place)?;
+    let Place { kind, bytes, alignment, .. } = place;
+    Ok(Examined { kind, bytes, alignment, blank, identity })
+}
+
 /// Looks at a device without taking or changing it.
 ///
 /// To see whether a server has it, a shared lock is tried for a moment: a server that starts in
@@ -187,8 +216,12 @@ pub fn check_backing(devices: &[Device]) -> Result<(), DeviceError> {
 pub fn inspect(path: impl AsRef<Path>) -> Result<Identity, DeviceError> {
     let path = path.as_ref();
     let (file, place) = open(&Host::default(), path, Access::Read)?;
-    let header = read_header(&file, path, &place)?;
-    let in_use = match flock(&file, FlockOperation::NonBlockingLockShared) {
+    identify(&file, path, &place)
+}
+
+fn identify(file: &File, path: &Path, place: &Place) -> Result<Identity, DeviceError> {
+    let header = read_header(file, path, place)?;
+    let in_use = match flock(file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => false,
         Err(Errno::WOULDBLOCK) => true,
         Err(error) => return Err(DeviceError::io("test the lock of", path)(error)),
@@ -223,6 +256,17 @@ pub(crate) fn read_header(file: &File, path: &Path, place: &Place) -> Result<Hea
         return Err(DeviceError::Misaligned { path: path.to_owned(), asked, alignment });
     }
     Ok(header)
+}
+
+/// Whether nothing is lost when this is made a device: an empty file, or a DAX device that starts
+/// with zeros. A file with content is somebody's, even if it is all zeros.
+pub(crate) fn is_blank(file: &File, path: &Path, place: &Place) -> Result<bool, DeviceError> {
+    if place.kind != DeviceKind::DevDax {
+        return Ok(place.bytes == 0);
+    }
+    let start: [u8; BLANK_LEN] =
+        read_first(file, place.alignment).map_err(DeviceError::io("read the start of", path))?;
+    Ok(start.iter().all(|byte| *byte == 0))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -294,6 +338,27 @@ mod tests {
         let (file, _) = open(&Host::default(), &path, Access::ReadWrite).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(matches!(lock(&file, &path), Err(DeviceError::Replaced { .. })));
+    }
+
+    #[test]
+    fn what_is_no_device_yet_is_examined() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pool");
+        assert!(matches!(examine(&path), Err(DeviceError::NotFound { .. })));
+        for (content, blank) in [("", true), ("somebody's", false)] {
+            fs::write(&path, content).unwrap();
+            let examined = examine(&path).unwrap();
+            assert_eq!((examined.bytes, examined.blank), (content.len() as u64, blank));
+            assert!(matches!(examined.identity, Err(DeviceError::Header { .. })));
+            assert_eq!(fs::read(&path).unwrap(), content.as_bytes());
+        }
+        let spec = DeviceSpec { path: path.clone(), bytes: Some(4 << 20) };
+        let device = Device::create(&spec, IfExists::Overwrite).unwrap();
+        let examined = examine(&path).unwrap();
+        let identity = examined.identity.unwrap();
+        assert_eq!((identity.uuid, identity.in_use), (device.uuid(), true));
+        assert_eq!(identity, inspect(&path).unwrap());
+        assert!(!examined.blank);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What can go wrong with devices, mappings, plug-ins and arenas.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -162,6 +162,27 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
+    /// What it is about: a device, or what the kernel says of one.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::NotFound { path }
+            | Self::NotADevice { path, .. }
+            | Self::InUse { path }
+            | Self::Replaced { path }
+            | Self::AlreadyAPool { path, .. }
+            | Self::NotEmpty { path }
+            | Self::SizeMissing { path }
+            | Self::TooSmall { path, .. }
+            | Self::Misaligned { path, .. }
+            | Self::TooLarge { path, .. }
+            | Self::Header { path, .. }
+            | Self::WrongIdentity { path, .. }
+            | Self::NotANumber { path, .. }
+            | Self::Io { path, .. } => path,
+        }
+    }
+
     /// For `map_err`: adds what was being done, and to what.
     pub(crate) fn io<E: Into<io::Error>>(
         action: &'static str,

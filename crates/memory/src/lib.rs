@@ -64,8 +64,8 @@ mod visibility;
 
 pub use arena::{Arena, ArenaConfig, Block, BlockMut};
 pub use checksum::checksum;
-pub use create::{IfExists, MIN_DEVICE_BYTES};
-pub use device::{Device, Identity, check_backing, inspect};
+pub use create::{IfExists, MIN_DEVICE_BYTES, Room, room};
+pub use device::{Device, Examined, Identity, check_backing, examine, inspect};
 pub use error::{ArenaError, DeviceError, MappingError, PluginError};
 pub use header::{DATA_START, FORMAT_VERSION, HeaderError};
 pub use host::DeviceKind;
@@ -75,4 +75,4 @@ pub use plugin::VisibilityPlugin;
 pub use populate::{Populate, PopulateError};
 pub use range::View;
 pub use spec::{DeviceSpec, DeviceSpecError, ParseBytesError, format_bytes, parse_bytes};
-pub use visibility::Visibility;
+pub use visibility::{LineInstructions, Visibility, line_instructions};

@@ -1,5 +1,6 @@
 //! How the pages of a pool become visible to other hosts.
 
+use crate::guarded;
 use crate::plugin::VisibilityPlugin;
 
 /// How bytes that one host writes become visible to the others that map the same memory.
@@ -28,4 +29,19 @@ pub enum Visibility {
         /// `clflush`; on arm64 `dc cvac` and `dc civac`).
         plugin: Option<VisibilityPlugin>,
     },
+}
+
+/// The instructions of this processor that [`Visibility::CacheLine`] works with if it has no plug-in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineInstructions {
+    /// What writes a line back.
+    pub write_back: &'static str,
+    /// What drops a line.
+    pub invalidate: &'static str,
+}
+
+/// The best that this processor has.
+#[must_use]
+pub fn line_instructions() -> LineInstructions {
+    guarded::line_instructions()
 }

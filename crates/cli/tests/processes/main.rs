@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests may fail loudly, like tests.
 
 mod common;
+mod doctor;
 mod hosts;
 mod kill;
 mod program;

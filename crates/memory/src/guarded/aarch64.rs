@@ -6,6 +6,7 @@ use std::ops::Range;
 use libc::ucontext_t;
 
 use super::{Fault, Outcome};
+use crate::LineInstructions;
 
 /// Its non-temporal stores are no more than a hint, so nothing is known to be gained.
 pub(crate) const STREAM_LEN_MIN: usize = usize::MAX;
@@ -91,6 +92,10 @@ unsafe extern "C" {
     fn maru_memory_copy(to: *mut u8, from: *const u8, len: usize) -> Outcome;
     fn maru_memory_cvac(line: *const u8, end: *const u8, line_bytes: usize) -> Outcome;
     fn maru_memory_civac(line: *const u8, end: *const u8, line_bytes: usize) -> Outcome;
+}
+
+pub(crate) fn line_instructions() -> LineInstructions {
+    LineInstructions { write_back: "dc cvac", invalidate: "dc civac" }
 }
 
 /// # Safety

@@ -33,7 +33,7 @@ mod arch;
 mod arch;
 mod signal;
 
-pub(crate) use arch::STREAM_LEN_MIN;
+pub(crate) use arch::{STREAM_LEN_MIN, line_instructions};
 pub(crate) use signal::install;
 
 /// A SIGBUS that one of the routines met.

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use libc::{REG_RAX, REG_RDX, REG_RIP, ucontext_t};
 
 use super::{Fault, Outcome};
+use crate::LineInstructions;
 
 /// From so many bytes on, a copy around the caches is faster, and nothing is lost by it even if the
 /// page is read back at once (see docs/performance.md).
@@ -172,6 +173,14 @@ impl Features {
 }
 
 impl Flush {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Clwb => "clwb",
+            Self::ClflushOpt => "clflushopt",
+            Self::Clflush => "clflush",
+        }
+    }
+
     /// # Safety
     /// As for `super::write_back`; this processor has the instruction.
     unsafe fn lines(self, start: *const u8, len: usize) -> Outcome {
@@ -183,6 +192,14 @@ impl Flush {
         };
         // SAFETY: as the caller promises; no line straddles two pages of memory.
         unsafe { routine(first, start.wrapping_add(len)) }
+    }
+}
+
+pub(crate) fn line_instructions() -> LineInstructions {
+    let features = Features::of_this_processor();
+    LineInstructions {
+        write_back: features.for_write_back().name(),
+        invalidate: features.for_invalidation().name(),
     }
 }
 
