@@ -213,7 +213,7 @@ impl Client {
         let keys = wire(&keys)?;
         let acquire = |client: &client::Client| client.acquire(&keys, Acquire { stop_at_miss });
         let found = slf.get().ask(slf.py(), acquire)?;
-        Ok(PinnedPages::new(slf.clone().unbind(), found))
+        Ok(PinnedPages::new(slf.clone().into_any().unbind(), found))
     }
 
     /// Takes pages one by one, or all that one `acquire` gave.
@@ -296,7 +296,7 @@ fn granted(owner: &Bound<'_, Client>, reserved: Vec<Reserved>) -> PyResult<Vec<P
     let granted = reserved.into_iter().map(|one| {
         let refused = match one {
             Reserved::Page(page) => {
-                return ReservedPage::new(owner.clone().unbind(), page).into_py_any(py);
+                return ReservedPage::new(owner.clone().into_any().unbind(), page).into_py_any(py);
             }
             Reserved::Resident => Refused::Resident,
             Reserved::BeingWritten => Refused::BeingWritten,

@@ -10,7 +10,6 @@ use pyo3::exceptions::{PyBufferError, PyIndexError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use crate::client::Client;
 use crate::error::{failed, over};
 use crate::view::{Bytes, View};
 
@@ -23,7 +22,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub(crate) struct PinnedPages {
     found: Mutex<Vec<Found>>,
-    owner: Py<Client>,
+    /// Their session, which lives as long as its pages do, unless it is closed.
+    owner: Py<PyAny>,
 }
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ enum Found {
 }
 
 impl PinnedPages {
-    pub(crate) fn new(owner: Py<Client>, found: Vec<Option<client::PinnedPage>>) -> Self {
+    pub(crate) fn new(owner: Py<PyAny>, found: Vec<Option<client::PinnedPage>>) -> Self {
         let found = found.into_iter().map(|page| page.map_or(Found::Miss, Found::Page));
         Self { owner, found: Mutex::new(found.collect()) }
     }
@@ -104,12 +104,12 @@ pub(crate) struct PinnedPage {
     page: Mutex<Option<Arc<client::PinnedPage>>>,
     view: View,
     location: Location,
-    /// The session lives as long as its pages, unless it is closed.
-    _owner: Py<Client>,
+    /// Its session.
+    _owner: Py<PyAny>,
 }
 
 impl PinnedPage {
-    fn new(owner: Py<Client>, page: client::PinnedPage) -> Self {
+    fn new(owner: Py<PyAny>, page: client::PinnedPage) -> Self {
         let location = page.location();
         let mapping = Arc::clone(page.mapping());
         let view = View::new(mapping, location.offset(), location.length, false);
@@ -206,11 +206,12 @@ pub(crate) struct ReservedPage {
     page: Mutex<Option<client::ReservedPage>>,
     view: View,
     location: Location,
-    _owner: Py<Client>,
+    /// Its session.
+    _owner: Py<PyAny>,
 }
 
 impl ReservedPage {
-    pub(crate) fn new(owner: Py<Client>, page: client::ReservedPage) -> Self {
+    pub(crate) fn new(owner: Py<PyAny>, page: client::ReservedPage) -> Self {
         let location = page.location();
         let mapping = Arc::clone(page.mapping());
         let view = View::new(mapping, location.offset(), location.length, true);

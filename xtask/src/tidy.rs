@@ -56,8 +56,10 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
 
 fn rust_files(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    let mut folders: Vec<PathBuf> =
-        ["crates", "python/src", "xtask", "fuzz/fuzz_targets"].iter().map(|name| root.join(name)).collect();
+    let mut folders: Vec<PathBuf> = ["crates", "python/src", "xtask", "fuzz/fuzz_targets"]
+        .iter()
+        .map(|name| root.join(name))
+        .collect();
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))?;
         for entry in entries {

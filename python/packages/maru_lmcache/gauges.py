@@ -1,7 +1,6 @@
 """LMCache's gauges of L1 memory, for this L1 too."""
 
-from typing import TYPE_CHECKING
-
+from lmcache.v1.distributed.internal_api import L1ManagerInterface
 from lmcache.v1.distributed.l1_manager import (
     L1Manager,
     _l1_staging_bytes_or_zero,
@@ -9,13 +8,10 @@ from lmcache.v1.distributed.l1_manager import (
 )
 from lmcache.v1.mp_observability.otel_init import register_gauge
 
-if TYPE_CHECKING:
-    from maru_lmcache.l1 import MaruL1Manager
-
 METER = "lmcache.l1_manager"
 
 
-def add(manager: "MaruL1Manager") -> None:
+def add(manager: L1ManagerInterface) -> None:
     """Has the gauges show this manager.
 
     LMCache registers each of them once a process, when its first own L1 is
@@ -47,7 +43,7 @@ def add(manager: "MaruL1Manager") -> None:
     )
 
 
-def remove(manager: "MaruL1Manager") -> None:
+def remove(manager: L1ManagerInterface) -> None:
     """The gauges show it no more."""
     with L1Manager._gauge_lock:
         L1Manager._gauge_targets.pop(manager.l1_manager_id, None)
