@@ -61,11 +61,16 @@ class LMCacheServer:
     Args:
         mode: Its `--supported-transfer-mode`.
         flags: More flags; Maru's, if its L1 is to be the pool.
-        program: `maru-lmcache`, or LMCache's own `lmcache`.
+        command: What starts it, from this environment; LMCache's own has other ways.
     """
 
-    def __init__(self, mode: str, flags: tuple[str, ...], program: str = "maru-lmcache") -> None:
-        self._program = program
+    def __init__(
+        self,
+        mode: str,
+        flags: tuple[str, ...],
+        command: tuple[str, ...] = ("maru-lmcache", "server"),
+    ) -> None:
+        self._command = command
         self.rpc_url = ""
         self.http_url = ""
         self._log = Path(tempfile.mkstemp(prefix="lmcache-server-")[1])
@@ -79,7 +84,8 @@ class LMCacheServer:
         rpc, http = free_port(), free_port()
         self.rpc_url, self.http_url = f"tcp://127.0.0.1:{rpc}", f"http://127.0.0.1:{http}"
         command = [
-            *(str(Path(sys.executable).parent / self._program), "server"),
+            str(Path(sys.executable).parent / self._command[0]),
+            *self._command[1:],
             *("--host", "127.0.0.1", "--port", str(rpc)),
             *("--http-host", "127.0.0.1", "--http-port", str(http)),
             *("--supported-transfer-mode", self._mode, "--disable-observability"),

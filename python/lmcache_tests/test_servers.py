@@ -1,10 +1,15 @@
 """Two real LMCache servers on one pool: what goes in through one comes out of
 the other, whoever is killed meanwhile."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from lmcache_server import TRANSFERS, LMCacheServer, Transfer, Worker
+from lmcache_server import QUIET, TRANSFERS, LMCacheServer, Transfer, Worker
 from processes import Server, eventually
 
 from maru import Client
@@ -120,3 +125,52 @@ def test_what_a_worker_has_not_finished_nobody_sees(shm_pair: Pair) -> None:
     assert second.store(1)
     arrives(second, 1)
     assert holdings(shm_pair.maru.url) == (0, CHUNKS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "says"),
+    [
+        (("--maru-pool-size-gb", "3"), 2, "--maru-pool-size-gb without --maru-server-url"),
+        (("--maru-server-url", "nonsense"), 2, "maru://HOST:PORT"),
+        (("--maru-server-url", "/tmp/x", "--maru-pool-size-gb", "0"), 2, "pool_size_gb"),
+        (("--maru-server-url", "/nowhere/maru.sock"), 1, "start one with `maru serve`"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(flags: tuple[str, ...], status: int, says: str) -> None:
+    command = [Path(sys.executable).parent / "maru-lmcache", "server", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **QUIET})
+    assert ended.returncode == status
+    assert says in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("lmcache", "server"), ("python", "-m", "lmcache.v1.multiprocess.http_server")],
+    ids=["lmcache", "module"],
+)
+def test_a_server_module_keeps_what_the_server_was_told(
+    server: Server, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """LMCache's own commands, with one option: the L2 that they were given stays."""
+    module = {"module_path": "maru_lmcache.server", "config": {"server_url": server.url}}
+    adapter = {"type": "fs", "base_path": str(tmp_path)}
+    lmcache = LMCacheServer(
+        "engine_driven",
+        (
+            *("--l1-size-gb", "0.1", "--no-l1-use-lazy", "--eviction-policy", "LRU"),
+            *("--server-module", json.dumps(module), "--l2-adapter", json.dumps(adapter)),
+        ),
+        command,
+    )
+    worker = Worker(lmcache, "engine_driven")
+    try:
+        assert worker.store(1)
+        arrives(worker, 1)
+        eventually(lambda: len(list(tmp_path.iterdir())) == CHUNKS, "all chunks are in L2")
+        client = Client(server.url)
+        assert client.stats()["pages_resident"] == CHUNKS
+        client.close()
+    finally:
+        worker.close()
+        lmcache.stop()

@@ -31,7 +31,7 @@ def measure(transfer: Transfer, requests: int) -> dict[str, dict[str, float]]:
     flags = ("--maru-server-url", maru.url, *transfer.maru)
     servers = {
         "maru": LMCacheServer(transfer.mode, flags),
-        "dram": LMCacheServer(transfer.mode, (*PRIVATE, *transfer.private), "lmcache"),
+        "dram": LMCacheServer(transfer.mode, (*PRIVATE, *transfer.private), ("lmcache", "server")),
     }
     workers = {name: Worker(server, transfer.mode, SHAPE) for name, server in servers.items()}
     try:

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from maru import MaruError
+
 
 def main() -> None:
     """`maru-lmcache server`."""
@@ -29,6 +31,8 @@ def main() -> None:
     except ValueError as error:
         print(f"maru-lmcache: {error}", file=sys.stderr)
         sys.exit(2)
+    except MaruError as error:
+        sys.exit(f"maru-lmcache: {error}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 
 from lmcache.cli.commands.server import ServerCommand
 
+from maru import Client
 from maru_lmcache.config import MaruL1Config
 from maru_lmcache.server import without_private_l1
 
@@ -83,9 +84,16 @@ class MaruServerCommand(ServerCommand):
         )
 
     def execute(self, args: argparse.Namespace) -> None:
-        """Runs the server."""
+        """Runs the server.
+
+        Raises:
+            ValueError: A flag makes no sense.
+            MaruError: The Maru server cannot be reached, or refuses.
+        """
         config = maru_settings(args)
         if config is not None:
+            # Told here in a line, rather than by the start of LMCache's server in a hundred.
+            Client(args.maru_server_url).close()
             module = {"module_path": "maru_lmcache.server", "config": config}
             args.server_module = [*(args.server_module or []), json.dumps(module)]
             args = without_private_l1(args)

@@ -181,14 +181,20 @@ def _storage_settings(config: Mapping[str, Any], argv: list[str]) -> StorageMana
     Raises:
         ValueError: The process is no `lmcache server`.
     """
-    if len(argv) < 2 or argv[1] != "server":
+    spec = sys.modules["__main__"].__spec__
+    if argv[1:2] == ["server"]:
+        flags = argv[2:]
+    elif spec is not None and spec.name.startswith("lmcache.v1.multiprocess."):
+        # `python -m lmcache.v1.multiprocess.http_server` takes the same ones.
+        flags = argv[1:]
+    else:
         raise ValueError(
             "the settings of the storage are read from the command line of `lmcache server`, which "
             "this process is not: make a StorageManager with _l1_managers=(MaruL1Manager(...),)"
         )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ServerCommand().add_arguments(parser)
-    args, _ = parser.parse_known_args(argv[2:])
+    args, _ = parser.parse_known_args(flags)
     return parse_args_to_config(without_private_l1(args))
 
 
