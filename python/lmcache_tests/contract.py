@@ -30,7 +30,6 @@ NO_OBJECT = "the books are the server's: there is no memory object for what nobo
 SWEPT = "an expired reservation is reclaimed in the background, before LMCache asks"
 NOT_SHARED = {
     "test_reserve_read_staged_key_returns_key_not_exist": TWO_VIEWS,
-    "test_finish_write_and_reserve_read_locks_resident_copy": TWO_VIEWS,
     "test_first_admission_wins_and_later_copy_is_freed": NO_OBJECT,
     "test_get_object_state_existing_returns_state": NO_OBJECT,
     "test_concurrent_tagged_writers_same_keys": NO_OBJECT,

@@ -1,6 +1,9 @@
 """What Maru's L1 is to LMCache beside the contract: objects, events, gauges, devices."""
 
 import gc
+import sys
+import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +18,10 @@ from lmcache.v1.mp_observability.event_bus import EventBus
 from processes import Server, eventually
 from test_cuda import Recorder
 
+from maru import Client
 from maru_lmcache import MaruL1Config, MaruL1Manager, cuda
 from maru_lmcache.cuda import PORTABLE, READ_ONLY
+from maru_lmcache.objects import L1MemoryObj
 
 LAYOUT = MemoryLayoutDesc(
     [torch.Size([2, 16, 64]), torch.Size([16])], [torch.bfloat16, torch.float32]
@@ -97,7 +102,8 @@ def test_objects_lie_where_they_say(l1: MaruL1Manager, peer: MaruL1Manager) -> N
     _, staged = l1.reserve_write(KEYS[:1], [False], LAYOUT)[KEYS[0]]
     desc = l1.get_l1_memory_desc()
     assert staged.data_ptr == desc.ptr + staged.shm_offset
-    assert (staged.get_size(), staged.shm_byte_length, staged.get_physical_size()) == (SIZE,) * 3
+    assert (staged.get_size(), staged.shm_byte_length) == (SIZE, SIZE)
+    assert staged.get_physical_size() == 8192, "pages are cut in 4096 bytes"
     assert staged.get_shapes() == LAYOUT.shapes
     assert staged.get_dtypes() == LAYOUT.dtypes
     staged.get_tensor(0).fill_(1.5)
@@ -271,14 +277,19 @@ def test_a_listener_may_call_back_and_may_fail(l1: MaruL1Manager) -> None:
 def test_gauges_show_it(l1: MaruL1Manager) -> None:
     store(l1, KEYS[:1])
     l1.reserve_write(KEYS[1:2], [False], LAYOUT)
-    shown = L1Manager._observations(lambda manager: manager.get_staging_memory_usage())
-    assert (8192, {"l1_tag": "_default", "backend": "dram"}) in shown or any(
-        value >= SIZE for value, _ in shown
-    )
+    labels = {"l1_tag": "_default", "backend": "dram"}
+    assert observed(l1) == [(SIZE, labels)]
     l1.close()
-    assert all(
-        value == 0 for value, _ in L1Manager._observations(lambda m: m.get_memory_usage()[0])
-    )
+    assert observed(l1) == []
+
+
+def observed(l1: MaruL1Manager) -> list[tuple[int | float, dict[str, object]]]:
+    """What LMCache's gauge of staged bytes shows of a manager."""
+
+    def mine(manager: object) -> int:
+        return l1.get_staging_memory_usage() if manager is l1 else -1
+
+    return [one for one in L1Manager._observations(mine) if one[0] >= 0]
 
 
 def test_devices_are_the_servers(server: Server, l1: MaruL1Manager) -> None:
@@ -327,3 +338,124 @@ def test_nothing_is_left_of_a_manager_that_nobody_closed(server: Server) -> None
     gc.collect()
     eventually(lambda: watcher.get_memory_usage()[0] == 0, "its reservation is given back")
     watcher.close()
+
+
+def test_a_promoted_object_stays_what_it_was(l1: MaruL1Manager) -> None:
+    """LMCache's serde wrappers load into a staged object, promote it, and go on with it."""
+    for passes in (True, False):
+        key = KEYS[int(passes)]
+        _, staged = l1.reserve_write([key], [passes], LAYOUT, tag="t")[key]
+        staged.get_tensor(0).fill_(4)
+        staged.set_used_size(100)
+        _, read = l1.finish_write_and_reserve_read([key], tag="t")[key]
+        assert read is staged
+        assert staged.is_valid()
+        assert staged.get_size() == 100
+        assert len(staged.byte_array) == 100
+        l1.finish_read([key])
+        assert not staged.is_valid()
+
+
+def test_who_was_first_is_read_and_the_other_is_over(l1: MaruL1Manager) -> None:
+    _, late = l1.reserve_write(KEYS[:1], [False], LAYOUT, tag="late")[KEYS[0]]
+    late.get_tensor(0).fill_(2)
+    store(l1, KEYS[:1], 1)
+    _, read = l1.finish_write_and_reserve_read(KEYS[:1], tag="late")[KEYS[0]]
+    assert read is not late
+    assert not late.is_valid()
+    assert bool((read.get_tensor(0) == 1).all())
+    l1.finish_read(KEYS[:1])
+
+
+def test_threads_see_a_whole_object_or_none(l1: MaruL1Manager) -> None:
+    """It is made when it is first looked at, whoever that is."""
+    store(l1, KEYS[:1])
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    wrong: list[object] = []
+    try:
+        for _ in range(300):
+            _, read = l1.reserve_read(KEYS[:1])[KEYS[0]]
+            barrier = threading.Barrier(3)
+
+            def look(read: L1MemoryObj = read, barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                seen = read.get_size(), read.get_l1_manager(), len(read.byte_array)
+                if seen != (SIZE, l1.l1_manager_id, SIZE):
+                    wrong.append(seen)
+
+            threads = [threading.Thread(target=look) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            l1.finish_read(KEYS[:1])
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+
+
+def test_another_pool_in_the_place_of_the_first_is_no_pool(
+    server: Server, l1: MaruL1Manager
+) -> None:
+    """Offsets, tensors, registrations and what workers map are of the first."""
+    store(l1, KEYS[:1])
+    server.replace()
+    for _ in range(3):
+        assert l1.reserve_read(KEYS[:1]) == {KEYS[0]: (L1Error.KEY_NOT_EXIST, None)}
+        assert l1.reserve_write(KEYS[1:2], [False], LAYOUT) == {
+            KEYS[1]: (L1Error.OUT_OF_MEMORY, None)
+        }
+    anew = MaruL1Manager(MaruL1Config(server.url))
+    store(anew, KEYS[:1])
+    anew.close()
+
+
+def test_a_server_that_is_away_is_waited_for_once(server: Server) -> None:
+    """Not for each chunk that is held."""
+    manager = MaruL1Manager(MaruL1Config(server.url, timeout_ms=200))
+    store(manager, KEYS)
+    held = manager.reserve_read(KEYS)
+    server.kill()
+    eventually(
+        lambda: (
+            {error for error, _ in manager.unsafe_read(KEYS).values()} == {L1Error.KEY_NOT_READABLE}
+        ),
+        "nobody can say any more that they are protected",
+    )
+    # To look at one asks nobody.
+    assert all(read.get_tensor(0) is not None for _, read in held.values())
+    assert manager.owns_device(str(server.pool))
+    assert manager.get_capacity_bytes_by_backend() == {L1BackendType.DRAM: 64 << 20}
+    manager.close()
+    server.start()
+
+
+def test_what_others_still_write_to_is_quarantined() -> None:
+    """Rule 7: workers write on, whatever becomes of who reserved for them."""
+    server = Server(16 << 20, ("--quarantine-ms", "600000"))
+    try:
+        client = Client(server.url)
+        manager = MaruL1Manager(MaruL1Config(server.url), outside_writers=True)
+        manager.reserve_write(KEYS[:1], [False], LAYOUT)
+        assert manager.delete(KEYS[:1], force=True) == {KEYS[0]: L1Error.KEY_IS_LOCKED}
+        manager.clear(force=True)
+        assert client.stats()["pages_reserved"] == 1
+        manager.close()
+        eventually(lambda: client.stats()["pages_reserved"] == 0, "the session is over")
+        assert client.stats()["pages_quarantined"] == 1
+        client.close()
+    finally:
+        server.stop()
+
+
+def test_a_closed_manager_goes_though_a_listener_refers_to_it(server: Server) -> None:
+    manager = MaruL1Manager(MaruL1Config(server.url))
+    listener = Told()
+    listener.manager = manager  # type: ignore[attr-defined]
+    manager.register_listener(listener)
+    manager.close()
+    gone = weakref.ref(manager)
+    del manager, listener
+    gc.collect()
+    assert gone() is None

@@ -15,6 +15,7 @@ from lmcache.v1.distributed.api import (
 from lmcache.v1.distributed.config import EvictionConfig, StorageManagerConfig
 from lmcache.v1.distributed.l2_adapters.config import L2AdaptersConfig
 from lmcache.v1.distributed.l2_adapters.fs_l2_adapter import FSL2AdapterConfig
+from lmcache.v1.distributed.serde import SerdeConfig
 from lmcache.v1.distributed.storage_manager import StorageManager
 from processes import PATIENCE_S, Server, eventually
 
@@ -130,4 +131,30 @@ def test_lmcache_evicts_nothing_of_the_pool(server: Server, tmp_path: Path) -> N
         assert counters["deleted"] == 0
     finally:
         peer.close()
+        manager.close()
+
+
+def test_through_a_serde(server: Server, tmp_path: Path) -> None:
+    """LMCache's wrapper writes what it makes into temporary chunks, promotes them, and goes on
+    with the objects that it wrote."""
+    adapter = FSL2AdapterConfig.from_dict({"type": "fs", "base_path": str(tmp_path)})
+    adapter.serde_config = SerdeConfig(type="fp8")
+    l1 = MaruL1Manager(MaruL1Config(server.url))
+    config = StorageManagerConfig(
+        l1_manager_config=l1.config,
+        eviction_config=EvictionConfig(eviction_policy="LRU"),
+        l2_adapter_config=L2AdaptersConfig([adapter]),
+    )
+    manager = StorageManager(config, _l1_managers=(l1,))
+    try:
+        objects = manager.reserve_write(KEYS, LAYOUT)
+        for value, key in enumerate(KEYS, 1):
+            objects[key].tensor.fill_(value)
+        manager.finish_write_by_owner(manager.prepare_write_completion(objects))
+        eventually(lambda: len(os.listdir(tmp_path)) == 4, "all chunks are in L2")
+        eventually(lambda: manager.delete_l1_keys(KEYS) == (4, 0), "nobody reads them any more")
+        result = prefetch(manager, KEYS)
+        assert result.l2_hit_count == 4
+        check_and_release(manager, result.l1_owners)
+    finally:
         manager.close()

@@ -1,5 +1,6 @@
 //! One session with a server.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +11,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 
 use crate::convert::{AnyKey, endpoint, report, seconds, verify, wire};
-use crate::error::{failed, over};
+use crate::error::{failed, over, wrong};
 use crate::page::{PinnedPage, PinnedPages, ReservedPage};
 use crate::view::PoolMemory;
 
@@ -142,6 +143,7 @@ impl Client {
             visibility_plugin,
             verify: self::verify(verify)?,
             outside_writers,
+            one_pool: false,
         };
         let instance = config.instance.clone();
         let client = py.detach(|| client::Client::connect(config)).map_err(failed)?;
@@ -194,7 +196,7 @@ impl Client {
     ) -> PyResult<Vec<Committed>> {
         let keys = wire(&keys)?;
         if keys.len() != pages.len() {
-            return Err(crate::error::wrong(format_args!(
+            return Err(wrong(format_args!(
                 "{} keys for {} pages: give one each",
                 keys.len(),
                 pages.len()
@@ -313,6 +315,10 @@ fn granted(owner: &Bound<'_, Client>, reserved: Vec<Reserved>) -> PyResult<Vec<P
 fn taken(pages: &[Py<ReservedPage>]) -> PyResult<Vec<client::ReservedPage>> {
     if !pages.iter().all(|page| page.get().is_open()) {
         return Err(over("a page"));
+    }
+    let distinct: HashSet<*mut _> = pages.iter().map(Py::as_ptr).collect();
+    if distinct.len() < pages.len() {
+        return Err(wrong("a page is there twice: it can have one chunk"));
     }
     pages.iter().map(|page| page.get().take()).collect()
 }

@@ -125,9 +125,9 @@ impl Chunk {
         matches!(self.object, Object::Write(_))
     }
 
-    fn is_open(&self, py: Python<'_>) -> bool {
+    fn is_open(&self) -> bool {
         match &self.object {
-            Object::Read(object) => py.detach(|| object.read(|_| ()).is_ok()),
+            Object::Read(object) => object.is_live(),
             Object::Write(object) => object.is_open(),
         }
     }
@@ -207,8 +207,18 @@ fn read(outcomes: Outcomes<ReadObject>) -> Chunks {
 }
 
 /// Those that cannot be read, though they are locked, are found out here rather than in the tensor.
-fn verified(outcome: Result<ReadObject, L1Error>) -> Result<ReadObject, L1Error> {
-    outcome.and_then(|object| object.read(|_| ()).map(|()| object))
+/// A server that is away is waited for once, not for each chunk.
+fn verified(outcomes: Outcomes<ReadObject>) -> Outcomes<ReadObject> {
+    let mut is_away = false;
+    let verify = |outcome: Result<ReadObject, L1Error>| {
+        let object = outcome?;
+        if is_away {
+            return Err(L1Error::KeyNotReadable);
+        }
+        object.read(|_| ()).inspect_err(|_| is_away = object.is_live())?;
+        Ok(object)
+    };
+    outcomes.into_iter().map(verify).collect()
 }
 
 /// Whoever writes does so by the offset: now is when the page is made ready for that.
@@ -288,6 +298,8 @@ impl L1Manager {
             host,
             visibility_plugin,
             outside_writers,
+            // Python goes by addresses.
+            one_pool: true,
         };
         let config = L1ManagerConfig {
             maru: Some(maru),
@@ -312,9 +324,7 @@ impl L1Manager {
 
     fn unsafe_read(&self, py: Python<'_>, keys: Vec<L1Key>) -> Chunks {
         let keys = object_keys(keys);
-        read(
-            self.work(py, |manager| manager.unsafe_read(&keys).into_iter().map(verified).collect()),
-        )
+        read(self.work(py, |manager| verified(manager.unsafe_read(&keys))))
     }
 
     #[pyo3(signature = (keys, read_locks=1))]

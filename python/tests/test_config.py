@@ -24,6 +24,9 @@ def test_from_a_server_module() -> None:
         ({"server_url": "/sock", "pool_size_gb": 0}, "pool_size_gb"),
         ({"server_url": "/sock", "timeout_ms": -1}, "timeout_ms"),
         ({"server_url": "/sock", "read_ttl_seconds": 0}, "read_ttl_seconds"),
+        ({"server_url": "/sock", "pool_size_gb": "4"}, "pool_size_gb"),
+        ({"server_url": "/sock", "auto_expand": "no"}, "auto_expand"),
+        ({"server_url": "/sock", "timeout_ms": True}, "timeout_ms"),
         ({"server_url": "/sock", "pool_size": 7}, "pool_size; there are: server_url"),
     ],
 )

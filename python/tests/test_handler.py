@@ -79,7 +79,7 @@ def test_store_and_retrieve(server: Server) -> None:
         assert pages is not None
         assert 0 <= found.page_index < pages
         assert writer.get_owned_region_ids() == [found.region_id]
-        there = reader.get_buffer_view(found.region_id, found.page_index * CHUNK, 5)
+        there = reader.get_buffer_view(found.region_id, found.page_index * 4096, 5)
         assert there is not None
         assert bytes(there) == b"hello"
         assert reader.get_buffer_view(999, 0, 1) is None

@@ -1,7 +1,9 @@
 //! The client: requests and what comes of them.
 
-use std::sync::Arc;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use maru_memory::PoolMapping;
 use maru_protocol::{
@@ -150,12 +152,14 @@ impl Client {
         count: usize,
         page_bytes: u64,
     ) -> Result<Vec<Reserved>, ClientError> {
-        // Names that only this process uses, each once.
+        // Names that only this process uses, each once; random, since numbers of processes come again.
+        static PROCESS: LazyLock<u64> =
+            LazyLock::new(|| RandomState::new().build_hasher().finish());
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let first = NEXT.fetch_add(count as u64, Ordering::Relaxed);
-        let (process, ends) = (std::process::id(), first..first + count as u64);
-        let names: Vec<String> = ends.map(|n| format!("(unnamed)@{process}@{n}")).collect();
-        let keys = names.iter().map(|name| Key::new(name.as_bytes()).expect("at most 42 bytes"));
+        let (process, ends) = (*PROCESS, first..first + count as u64);
+        let names: Vec<String> = ends.map(|n| format!("(unnamed)@{process:x}@{n}")).collect();
+        let keys = names.iter().map(|name| Key::new(name.as_bytes()).expect("at most 48 bytes"));
         let keys: Vec<Key<'_>> = keys.collect();
         self.reserve(&keys, page_bytes, Reserve::default())
     }

@@ -43,6 +43,8 @@ pub struct ClientConfig {
     /// not take them for dead with it: what was reserved is quarantined for the server's
     /// `--quarantine-ms`.
     pub outside_writers: bool,
+    /// Have no session with another pool than the first: for who hands out places in it.
+    pub one_pool: bool,
 }
 
 impl Default for ClientConfig {
@@ -63,6 +65,7 @@ impl Default for ClientConfig {
             visibility_plugin: None,
             verify: Verify::default(),
             outside_writers: false,
+            one_pool: false,
         }
     }
 }

@@ -73,6 +73,14 @@ pub enum ClientError {
         /// What was found.
         reason: String,
     },
+    /// The server has another pool than before, and places in the first were handed out.
+    #[error(
+        "the server at {endpoint} has another pool than before, and what was handed out of the first means nothing in it: restart this instance"
+    )]
+    OtherPool {
+        /// Where it is.
+        endpoint: Endpoint,
+    },
     /// More bytes than the page has.
     #[error("{len} bytes are not 1 to the page's {page_len}")]
     BadLength {

@@ -1,5 +1,6 @@
 //! Pages: what a reader holds, and what a writer holds.
 
+use std::mem;
 use std::sync::Arc;
 
 use maru_memory::{MappingError, PageMut, PageView, PoolMapping, checksum};
@@ -293,6 +294,14 @@ impl ReservedPage {
         self.open().ticket.is_lost()
     }
 
+    /// Gives the page up without a word, since others may still write to it: nobody gets it before this
+    /// session has ended, without a goodbye, and a quarantine is over.
+    pub fn leave(mut self) {
+        if let Some(open) = self.open.take() {
+            open.leave();
+        }
+    }
+
     /// Ends the writing, and keeps the chunk for this process alone: no key ever leads to it.
     pub fn into_private(mut self) -> Result<PrivatePage, ClientError> {
         let location = self.location;
@@ -330,9 +339,11 @@ impl ReservedPage {
 
 impl Drop for ReservedPage {
     fn drop(&mut self) {
-        if let Some(mut open) = self.open.take()
-            && let Err(error) = open.write_back()
-        {
+        let Some(mut open) = self.open.take() else { return };
+        if open.ticket.is_lost() && open.ticket.home.link.config.outside_writers {
+            // That this process writes no more would end its quarantine.
+            open.leave();
+        } else if let Err(error) = open.write_back() {
             tracing::warn!(%error, "a page cannot be given back; nobody gets it any more");
             open.condemn();
         }
@@ -371,6 +382,15 @@ impl Open {
         let Self { page, writing, ticket, .. } = self;
         drop((page, writing));
         ticket
+    }
+
+    /// The page is out for as long as the session lives.
+    fn leave(self) {
+        let Self { page, writing, ticket, .. } = self;
+        drop(page);
+        // Never let go: so the session says neither goodbye nor that nothing of it is written to.
+        mem::forget(writing);
+        ticket.spend();
     }
 
     /// Nobody is to have the page any more.

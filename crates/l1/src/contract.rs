@@ -238,7 +238,8 @@ pub enum L1Backend {
 /// A buffer that all chunks lie in: `L1MemoryDesc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct L1MemoryDesc {
-    /// Its address in this process. Whoever stores through it must have reserved the place.
+    /// Its address in this process. Whoever stores through it must have reserved the place; whoever goes
+    /// by it on a shared pool wants [`crate::MaruL1Config::one_pool`].
     pub address: usize,
     /// Its size in bytes, as large as it will become.
     pub bytes: u64,

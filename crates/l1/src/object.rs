@@ -23,6 +23,10 @@ pub(crate) trait ReadBuffer: fmt::Debug + Send + Sync {
     fn offset(&self) -> u64;
     /// Shows the bytes to `read`. `true` if they were the chunk's all the time.
     fn read(&self, read: &mut dyn FnMut(&[u8])) -> bool;
+    /// Whether the chunk may be read, as far as is known without asking anybody.
+    fn is_live(&self) -> bool {
+        true
+    }
 }
 
 /// A resident chunk. Cheap to clone.
@@ -56,6 +60,13 @@ impl ReadObject {
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.buffer.offset()
+    }
+
+    /// Whether the chunk may be read, as far as is known without asking anybody: its lock was not given
+    /// back, and it is not known to be damaged or lost.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.buffer.is_live()
     }
 
     /// Lets `read` look at the bytes in place. What it returns counts only if this does not fail:

@@ -25,7 +25,8 @@ from maru.pages import AllocHandle, MemoryInfo
 
 logger = logging.getLogger(__name__)
 
-# Pages are cut in multiples of this, as the server cuts them.
+# Pages begin at multiples of this, as the server cuts them, and are counted in it: chunks of other
+# sizes than the handler's are pages, too.
 PAGE_ALIGN = 4096
 
 T = TypeVar("T")
@@ -246,9 +247,15 @@ class MaruHandler:
         except Damaged as error:
             logger.warning("%s", error)
             return None
-        info = MemoryInfo(page, self._page_index(page))
-        self._retrieved[info.region_id, info.page_index] = page
-        return info
+        place = page.region, self._page_index(page)
+        with self._lock:
+            # One page for all who look at the chunk: it is found as long as one of them does.
+            known = self._retrieved.get(place)
+            if known is not None and known.generation == page.generation and not known.is_lost():
+                page = known
+            else:
+                self._retrieved[place] = page
+        return MemoryInfo(page, place[1])
 
     def page_at(self, region_id: int, page_index: int) -> PinnedPage | None:
         """The page of a chunk that was retrieved and that somebody still has;
@@ -349,10 +356,10 @@ class MaruHandler:
         return self.client.memory(writable=writable)
 
     def get_region_page_count(self, region_id: int) -> int | None:
-        """How many chunks a region has room for; ``None`` if there is no such
-        region."""
+        """How many pages of 4096 bytes, in which ``page_index`` counts, a region has;
+        ``None`` if there is no such region."""
         region = self._region(region_id)
-        return None if region is None else region["bytes"] // self._page_bytes()
+        return None if region is None else region["bytes"] // PAGE_ALIGN
 
     def get_owned_region_ids(self) -> list[int]:
         """The regions that this handler has written to. No instance owns one: what
@@ -383,9 +390,6 @@ class MaruHandler:
 
     # Inside
 
-    def _page_bytes(self) -> int:
-        return -(-self.config.chunk_size_bytes // PAGE_ALIGN) * PAGE_ALIGN
-
     def _region(self, region_id: int) -> dict[str, int] | None:
         if region_id not in self._regions:
             regions = {region["region"]: region for region in self.client.regions()}
@@ -396,7 +400,7 @@ class MaruHandler:
     def _page_index(self, page: PinnedPage | ReservedPage) -> int:
         region = self._region(page.region)
         start = 0 if region is None else region["offset"]
-        return (page.offset - start) // self._page_bytes()
+        return (page.offset - start) // PAGE_ALIGN
 
     def _tell_regions(self, pages: Sequence[ReservedPage]) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ class AllocHandle:
     Attributes:
         page: The reservation.
         region_id: The region that the page lies in.
-        page_index: Its place there, counted in pages.
+        page_index: Its place there, in units of 4096 bytes.
         size: How many bytes the chunk has.
     """
 
@@ -45,7 +45,7 @@ class MemoryInfo:
     Attributes:
         page: The pinned page.
         region_id: The region that it lies in.
-        page_index: Its place there, counted in pages.
+        page_index: Its place there, in units of 4096 bytes.
     """
 
     __slots__ = ("__weakref__", "_view", "page", "page_index", "region_id")

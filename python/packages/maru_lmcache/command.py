@@ -93,7 +93,12 @@ class MaruServerCommand(ServerCommand):
         config = maru_settings(args)
         if config is not None:
             # Told here in a line, rather than by the start of LMCache's server in a hundred.
-            Client(args.maru_server_url).close()
+            Client(
+                args.maru_server_url,
+                instance=args.maru_instance_id,
+                host=args.maru_host_id,
+                visibility_plugin=args.maru_visibility_plugin,
+            ).close()
             module = {"module_path": "maru_lmcache.server", "config": config}
             args.server_module = [*(args.server_module or []), json.dumps(module)]
             args = without_private_l1(args)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, get_args, get_type_hints
 
 GIB = 1 << 30
 
@@ -84,9 +85,22 @@ class MaruL1Config:
             )
         if "server_url" not in settings:
             raise ValueError("no server_url: say where the Maru server is")
+        kinds = get_type_hints(cls)
+        for name, value in settings.items():
+            if not _fits(value, kinds[name]):
+                raise ValueError(f"{name}={value!r}: it is of the wrong type")
         return cls(**settings)  # type: ignore[arg-type]
 
     @property
     def pool_bytes(self) -> int:
         """``pool_size_gb`` in bytes."""
         return int(self.pool_size_gb * GIB)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value of a JSON object is of a setting's type."""
+    kinds = get_args(kind) or (kind,)
+    if isinstance(value, bool):
+        # Which is an int to Python, and to nobody else.
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lmcache.v1.distributed.api import L1BackendType
 from lmcache.v1.distributed.error import L1ReconfigureError
 from lmcache.v1.memory_allocators.devdax_memory_allocator import (
     DevDaxArenaState,
     DevDaxArenaStatus,
 )
 
+from maru import MaruError
 from maru._native import L1Manager
 from maru_lmcache.cuda import Span
 
@@ -24,19 +26,36 @@ def not_here(what: str) -> L1ReconfigureError:
     )
 
 
-def statuses(manager: L1Manager) -> list[DevDaxArenaStatus]:
+def capacity(topology: dict[str, Any]) -> dict[L1BackendType, int]:
+    """Bytes of the pool's devices, by the kind of memory."""
+    found: dict[L1BackendType, int] = {}
+    for device in topology["devices"]:
+        kind = L1BackendType.DEVDAX if _is_dax(device) else L1BackendType.DRAM
+        found[kind] = found.get(kind, 0) + device["bytes"]
+    return found
+
+
+def _is_dax(device: dict[str, Any]) -> bool:
+    return str(device["path"]).startswith("/dev/dax")
+
+
+def statuses(topology: dict[str, Any], manager: L1Manager) -> list[DevDaxArenaStatus]:
     """The pool's DAX devices, with what lies on them.
 
     Raises:
-        L1ReconfigureError: There is none (409).
+        L1ReconfigureError: There is none (409), or the server does not say what lies
+            on them (503).
     """
-    devices: list[dict[str, Any]] = manager.topology()["devices"]
-    dax = [device for device in devices if device["path"].startswith("/dev/dax")]
+    devices: list[dict[str, Any]] = topology["devices"]
+    dax = [device for device in devices if _is_dax(device)]
     if not dax:
         raise L1ReconfigureError(
             409, "the pool is not on DAX devices, but on: " + ", ".join(d["path"] for d in devices)
         )
-    regions = manager.regions()
+    try:
+        regions = manager.regions()
+    except MaruError as error:
+        raise L1ReconfigureError(503, str(error)) from error
     return [_status(device, regions) for device in dax]
 
 
@@ -60,21 +79,22 @@ def _status(device: dict[str, Any], regions: list[dict[str, int]]) -> DevDaxAren
     )
 
 
-def status(manager: L1Manager, path: str) -> DevDaxArenaStatus:
+def status(topology: dict[str, Any], manager: L1Manager, path: str) -> DevDaxArenaStatus:
     """One DAX device of the pool.
 
     Raises:
-        L1ReconfigureError: There is none at all (409), or not this one (404).
+        L1ReconfigureError: There is none at all (409), or not this one (404), or the
+            server does not say (503).
     """
-    for found in statuses(manager):
+    for found in statuses(topology, manager):
         if _is_same(found.device_path, path):
             return found
     raise L1ReconfigureError(404, f"{path} is no device of the pool")
 
 
-def owns(manager: L1Manager, path: str) -> bool:
+def owns(topology: dict[str, Any], path: str) -> bool:
     """Whether the pool lies on the device at ``path``."""
-    return any(_is_same(device["path"], path) for device in manager.topology()["devices"])
+    return any(_is_same(device["path"], path) for device in topology["devices"])
 
 
 def _is_same(device: str, path: str) -> bool:

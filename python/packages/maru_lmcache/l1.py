@@ -123,6 +123,8 @@ class MaruL1Manager(L1ManagerInterface):
             write_ttl_seconds=config.write_ttl_seconds,
             read_ttl_seconds=config.read_ttl_seconds,
         )
+        # Another pool it never has: with another server in its place it would only miss.
+        self._topology = self._native.topology()
         self._read_pool = bytes_tensor(self._native.memory())
         self._write_pool = bytes_tensor(self._native.memory(writable=True))
         self._config = self._as_lmcache_config()
@@ -130,6 +132,10 @@ class MaruL1Manager(L1ManagerInterface):
         self._event_bus = get_event_bus()
         # One memory object a chunk that is held, as long as somebody has it.
         self._objects: weakref.WeakValueDictionary[int, L1MemoryObj] = weakref.WeakValueDictionary()
+        # What is staged, by the writer's tag and the key.
+        self._staged: weakref.WeakValueDictionary[tuple[str, ObjectKey], L1MemoryObj] = (
+            weakref.WeakValueDictionary()
+        )
         self._objects_lock = threading.Lock()
         self._bridge = Bridge(config.tag, self._event_bus, self._layouts, self._backend())
         self._native.register_listener(self._bridge)
@@ -149,14 +155,14 @@ class MaruL1Manager(L1ManagerInterface):
         )
 
     def _backend(self) -> L1BackendType:
-        capacity = self._native.capacity_bytes_by_backend()
-        return L1BackendType(max(capacity, key=lambda kind: capacity[kind], default="dram"))
+        capacity = devices.capacity(self._topology)
+        return max(capacity, key=lambda kind: capacity[kind], default=L1BackendType.DRAM)
 
     def _register_with_gpu(self) -> cuda.Registration | None:
         runtime = cuda.runtime()
         if runtime is None:
             return None
-        spans = devices.spans(self._native.topology(), self._read_pool, self._write_pool)
+        spans = devices.spans(self._topology, self._read_pool, self._write_pool)
         try:
             return cuda.register(spans, runtime)
         except cuda.RegistrationError as error:
@@ -209,7 +215,9 @@ class MaruL1Manager(L1ManagerInterface):
     ) -> dict[ObjectKey, L1OperationResult]:
         """Takes read locks on each resident chunk. ``extra_count`` is what the first
         form of the contract had: so many locks more."""
-        return self._read_objects(keys, self._native.reserve_read(keys, read_locks + extra_count))
+        return self._read_objects(
+            keys, self._native.reserve_read(keys, _locks(read_locks, extra_count))
+        )
 
     def unsafe_read(self, keys: list[ObjectKey]) -> dict[ObjectKey, L1OperationResult]:
         """The chunks that are read-locked already. One that is not what was stored is
@@ -220,7 +228,7 @@ class MaruL1Manager(L1ManagerInterface):
         self, keys: list[ObjectKey], read_locks: int = 1, *, extra_count: int = 0
     ) -> dict[ObjectKey, L1Error]:
         """Gives read locks back. ``KEY_IN_WRONG_STATE``: what was read does not count."""
-        return _errors(keys, self._native.finish_read(keys, read_locks + extra_count))
+        return _errors(keys, self._native.finish_read(keys, _locks(read_locks, extra_count)))
 
     # Writing
 
@@ -243,10 +251,14 @@ class MaruL1Manager(L1ManagerInterface):
             raise ValueError(f"mode={mode!r}: chunks are written once, so it can only be 'new'")
         if len(keys) != len(is_temporary):
             raise ValueError(f"{len(keys)} keys but {len(is_temporary)} is_temporary flags")
-        layout = self._layouts.learn(keys, layout_desc)
+        stays = [key for key, passes in zip(keys, is_temporary, strict=True) if not passes]
+        layout = self._layouts.learn(stays, layout_desc)
         chunks = self._native.reserve_write(keys, is_temporary, layout.size_bytes, tag)
         results = self._results(keys, chunks, self._write_pool, lambda *_: layout)
         staged = [key for key, (error, _) in results.items() if error is L1Error.SUCCESS]
+        with self._objects_lock:
+            for key in staged:
+                self._staged[tag, key] = results[key][1]
         if staged:
             self._event_bus.publish(
                 Event(
@@ -270,7 +282,20 @@ class MaruL1Manager(L1ManagerInterface):
     ) -> dict[ObjectKey, L1OperationResult]:
         """The same, and read-locks what is resident then: this chunk, or that of who
         was first."""
-        chunks = self._native.finish_write_and_reserve_read(keys, read_locks + extra_count, tag)
+        with self._objects_lock:
+            staged = [self._staged.pop((tag, key), None) for key in keys]
+        chunks = self._native.finish_write_and_reserve_read(
+            keys, _locks(read_locks, extra_count), tag
+        )
+        for index, (found, code) in enumerate(zip(staged, chunks.codes, strict=True)):
+            if found is None or _ERRORS[code] is not L1Error.SUCCESS:
+                continue
+            place = chunks.place(index)
+            with self._objects_lock:
+                # Theirs, if somebody was first, lies elsewhere.
+                if place[1] == found.offset and place[0] not in self._objects:
+                    found.promote(chunks, index, self._read_pool, place)
+                    self._objects[place[0]] = found
         return self._read_objects(keys, chunks)
 
     def finish_write_and_delete(
@@ -310,8 +335,7 @@ class MaruL1Manager(L1ManagerInterface):
 
     def get_capacity_bytes_by_backend(self) -> dict[L1BackendType, int]:
         """Bytes of the pool's devices, by the kind of memory."""
-        capacity = self._native.capacity_bytes_by_backend()
-        return {L1BackendType(kind): size for kind, size in capacity.items()}
+        return devices.capacity(self._topology)
 
     def get_l1_memory_desc(self) -> L1MemoryDesc | None:
         """The pool as the one buffer that it is, for adapters that register memory.
@@ -338,6 +362,8 @@ class MaruL1Manager(L1ManagerInterface):
         """Gives back everything that this manager holds. What it stored stays."""
         gauges.remove(self)
         self._native.close()
+        # They may refer to this manager, through native code, where no collector looks.
+        self._bridge.listeners.clear()
         registration, self._registration = self._registration, None
         if registration is not None:
             registration.close()
@@ -348,9 +374,10 @@ class MaruL1Manager(L1ManagerInterface):
         """The devices of the pool.
 
         Raises:
-            L1ReconfigureError: None of them is a DAX device (409).
+            L1ReconfigureError: None of them is a DAX device (409), or the server does
+                not say what is on them (503).
         """
-        return devices.statuses(self._native)
+        return devices.statuses(self._topology, self._native)
 
     def get_devdax_arena_status(self, device_path: str) -> DevDaxArenaStatus:
         """One device of the pool.
@@ -358,11 +385,11 @@ class MaruL1Manager(L1ManagerInterface):
         Raises:
             L1ReconfigureError: None is a DAX device (409), or not this one (404).
         """
-        return devices.status(self._native, device_path)
+        return devices.status(self._topology, self._native, device_path)
 
     def owns_device(self, device_path: str) -> bool:
         """Whether the pool lies on this device."""
-        return devices.owns(self._native, device_path)
+        return devices.owns(self._topology, device_path)
 
     def memory_region_count(self) -> int:
         """1: all devices lie in one range of addresses (``get_l1_memory_desc``)."""
@@ -389,7 +416,7 @@ class MaruL1Manager(L1ManagerInterface):
     def shared_file(self) -> tuple[str, int] | None:
         """The pool's name and bytes as a POSIX shared-memory segment, if it is one file
         right under /dev/shm: what workers map to reach pages by their offset."""
-        return devices.shared_file(self._native.topology())
+        return devices.shared_file(self._topology)
 
     # Inside
 
@@ -432,6 +459,11 @@ class MaruL1Manager(L1ManagerInterface):
                 )
                 self._objects[place[0]] = found
         return found
+
+
+def _locks(read_locks: int, extra_count: int) -> int:
+    """How many read locks are meant; what is out of range the native module mends."""
+    return min(max(read_locks + extra_count, 0), 1 << 16)
 
 
 def _errors(keys: Sequence[ObjectKey], codes: bytes) -> dict[ObjectKey, L1Error]:

@@ -13,6 +13,7 @@ from lmcache.v1.memory_management import (
 )
 
 from maru._native import Chunk, Chunks
+from maru.handler import PAGE_ALIGN
 from maru_lmcache.layouts import Layout
 
 _making = threading.RLock()
@@ -66,7 +67,7 @@ class PageMemoryObj(TensorMemoryObj):
         owner: int | None,
         parent: MemoryAllocatorInterface | None,
     ) -> None:
-        seen, valid = layout(), self._valid
+        seen = layout()
         metadata = MemoryObjMetadata(
             seen.shapes[0],
             seen.dtypes[0],
@@ -78,9 +79,11 @@ class PageMemoryObj(TensorMemoryObj):
             shapes=seen.shapes,
             dtypes=seen.dtypes,
         )
-        super().__init__(None, metadata, parent)
-        self._valid = valid
-        self._l1_manager_id = owner
+        # Aside, and then all at once: another thread may look at any part of it meanwhile.
+        made = TensorMemoryObj(None, metadata, None)
+        fields = dict(made.__dict__, parent_allocator=parent, _l1_manager_id=owner)
+        del fields["raw_data"], fields["valid"]
+        self.__dict__.update(fields)
 
     def _is_held(self) -> bool:
         """Whether the page is still the holder's."""
@@ -146,12 +149,28 @@ class L1MemoryObj(PageMemoryObj):
         self._pool = pool
         self._place = place
         self._chunk: Chunk | None = None
-        super().__init__(layout, place[1], place[2], MemoryFormat.UNDEFINED, owner)
+        page_bytes = -(-place[2] // PAGE_ALIGN) * PAGE_ALIGN
+        super().__init__(layout, place[1], page_bytes, MemoryFormat.UNDEFINED, owner)
+
+    @property
+    def offset(self) -> int:
+        """Where its bytes lie in the pool."""
+        return self._place[1]
+
+    def promote(
+        self, chunks: Chunks, index: int, pool: torch.Tensor, place: tuple[int, int, int]
+    ) -> None:
+        """What was staged is now read-locked, in the same place: so is the object, with
+        what LMCache has noted on it."""
+        self._chunks, self._index, self._pool, self._place = chunks, index, pool, place
+        self._raw = None
+        self._chunk = None
 
     def _is_held(self) -> bool:
-        if self._chunk is None:
-            self._chunk = self._chunks.chunk(self._index)
-        return self._chunk.is_open()
+        chunk = self._chunk
+        if chunk is None:
+            chunk = self._chunk = self._chunks.chunk(self._index)
+        return chunk.is_open()
 
     def _map(self) -> torch.Tensor:
         _, offset, size = self._place

@@ -10,7 +10,6 @@ of its own L1.
 import argparse
 import logging
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -76,20 +75,25 @@ def build_server_modules(build: ExtServerModuleBuildContext) -> MaruModule:
             shared pool.
         MaruError: The Maru server cannot be reached, or refuses.
     """
-    config = MaruL1Config.from_dict(build.config)
+    settings = _storage_settings(sys.argv)
+    ttls = {
+        "write_ttl_seconds": settings.l1_manager_config.write_ttl_seconds,
+        "read_ttl_seconds": settings.l1_manager_config.read_ttl_seconds,
+    }
+    config = MaruL1Config.from_dict({**ttls, **build.config})
     if build.mp_config.p2p_config.enabled:
         raise ValueError(
             "P2P transfer was set up with the private L1 already: leave it out, instances that "
             "share a pool need none"
         )
     context = build.server_context
-    settings = _storage_settings(build.config, sys.argv)
     wants_shared_memory = (
         config.shared_memory is not False
         and build.mp_config.supported_transfer_mode != "lmcache_driven"
     )
     # First the old one: closing it ends a notifier that the process has once, and ours begins anew.
-    context.storage_manager.close()
+    first = context.storage_manager
+    first.close()
     manager = MaruL1Manager(
         config,
         layouts=lambda key: _registered_layout(context, key),
@@ -117,6 +121,9 @@ def build_server_modules(build: ExtServerModuleBuildContext) -> MaruModule:
     # The transfer modules keep this very dictionary.
     context.shm_pool_info.update(shm_name=name, pool_size=size)
     context._storage_manager = storage
+    # The gauge of L2 keeps asking the first one.
+    first._l2_adapters = storage._l2_adapters
+    first._adapter_descriptors = storage._adapter_descriptors
     for module in build.modules:
         if isinstance(module, LMCacheDrivenTransferModule):
             _rebind(module, storage)
@@ -174,12 +181,12 @@ def _registered_layout(context: MPCacheServerContext, key: ObjectKey) -> MemoryL
     return None if groups is None else groups.get(key.object_group_id)
 
 
-def _storage_settings(config: Mapping[str, Any], argv: list[str]) -> StorageManagerConfig:
+def _storage_settings(argv: list[str]) -> StorageManagerConfig:
     """What the server was told of its storage (L2 adapters, policies): the factory
     is not given it, so the command line is read once more, by LMCache's parser.
 
     Raises:
-        ValueError: The process is no `lmcache server`.
+        ValueError: The process is no `lmcache server`, or is to have several L1s.
     """
     spec = sys.modules["__main__"].__spec__
     if argv[1:2] == ["server"]:
@@ -192,20 +199,28 @@ def _storage_settings(config: Mapping[str, Any], argv: list[str]) -> StorageMana
             "the settings of the storage are read from the command line of `lmcache server`, which "
             "this process is not: make a StorageManager with _l1_managers=(MaruL1Manager(...),)"
         )
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)
     ServerCommand().add_arguments(parser)
     args, _ = parser.parse_known_args(flags)
     return parse_args_to_config(without_private_l1(args))
 
 
 def without_private_l1(args: argparse.Namespace) -> argparse.Namespace:
-    """Arguments of `lmcache server` whose private L1 takes next to nothing."""
+    """Arguments of `lmcache server` whose private L1 takes next to nothing.
+
+    Raises:
+        ValueError: They want several L1s.
+    """
+    if args.l1_manager:
+        raise ValueError(
+            "--l1-manager: with Maru the pool is the one L1; leave it out, and affinity tags of L2 "
+            "adapters with it"
+        )
     args.l1_size_gb = BOOT_L1_SIZE_GB
     args.l1_init_size_gb = BOOT_L1_SIZE_GB
     args.l1_use_lazy = False
     args.l1_use_hugepages = False
     args.l1_devdax_path = None
     args.gds_l1_path = None
-    args.l1_manager = []
     args.eviction_policy = "noop"
     return args

@@ -423,7 +423,7 @@ impl Conversation {
     }
 
     /// The session is over: what was on its way is lost. It stays in its place until another takes it.
-    fn end_session(&mut self) {
+    pub(crate) fn end_session(&mut self) {
         if let Some(old) = self.session.as_ref().filter(|old| !old.is_lost()) {
             tracing::warn!(session = %old.id(), "a session was lost; a new one begins");
             old.lose();

@@ -434,7 +434,9 @@ impl Link {
         let Greeted { stream, welcome, sent } = greeted;
         // A session without its memory is of no use, so none begins.
         let new = welcome.standing == Standing::New;
-        let memory = if new { Some(self.map(state, &welcome)?) } else { None };
+        let memory = if new { Some(self.map(state, &welcome)) } else { None };
+        // The server does not know the old one any more, whether or not there can be another.
+        let memory = memory.transpose().inspect_err(|_| state.conversation.end_session())?;
         for frame in state.conversation.welcomed(self.now(), sent, &welcome)? {
             stream.write_all(frame).map_err(|source| self.unreachable(source))?;
         }
@@ -457,6 +459,9 @@ impl Link {
         let known = state.mapped.as_ref().map(|mapped| &mapped.memory);
         match known.filter(|memory| memory.is_of(&welcome.topology)) {
             Some(memory) => Ok(Arc::clone(memory)),
+            None if known.is_some() && self.config.one_pool => {
+                Err(ClientError::OtherPool { endpoint: self.config.endpoint.clone() })
+            }
             None => Ok(Arc::new(Memory::map(&welcome.topology, &self.config)?)),
         }
     }

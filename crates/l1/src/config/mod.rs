@@ -73,6 +73,7 @@ impl Default for L1MemoryConfig {
 }
 
 /// The shared L1: `MaruL1Config`.
+#[expect(clippy::struct_excessive_bools, reason = "settings, each for itself")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MaruL1Config {
     /// The server: `server_url`.
@@ -100,6 +101,10 @@ pub struct MaruL1Config {
     /// [`ClientConfig::outside_writers`]. No flag: whoever hands offsets out knows.
     #[serde(default)]
     pub outside_writers: bool,
+    /// Have nothing to do with another pool than the first, should the server come back with one: for
+    /// who goes by the address of [`crate::L1MemoryDesc`]. No flag, for the same reason.
+    #[serde(default)]
+    pub one_pool: bool,
 }
 
 impl MaruL1Config {
@@ -118,6 +123,7 @@ impl MaruL1Config {
             host: None,
             visibility_plugin: None,
             outside_writers: false,
+            one_pool: false,
         }
     }
 
@@ -136,6 +142,7 @@ impl MaruL1Config {
             host: self.host.clone(),
             visibility_plugin: self.visibility_plugin.clone(),
             outside_writers: self.outside_writers,
+            one_pool: self.one_pool,
             device_paths: defaults.device_paths,
         }
     }

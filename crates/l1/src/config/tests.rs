@@ -227,6 +227,7 @@ fn every_setting_arrives() {
         host: Some("rack-7".to_owned()),
         visibility_plugin: Some(PathBuf::from("/opt/visibility.so")),
         outside_writers: false,
+        one_pool: false,
     };
     assert_eq!(config, expected);
     let client = config.client_config();

@@ -221,6 +221,10 @@ impl ReadBuffer for HeldPage {
         self.offset
     }
 
+    fn is_live(&self) -> bool {
+        !self.is_lost()
+    }
+
     fn read(&self, read: &mut dyn FnMut(&[u8])) -> bool {
         // Keeps the pin while the bytes are looked at.
         let Some(right) = self.right().filter(|right| self.is_sound(right)) else {

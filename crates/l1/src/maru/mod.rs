@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use maru_client::{ClientError, PoolMemory};
+use maru_client::{ClientError, PoolMemory, ReservedPage};
 use maru_protocol::{Presence, RegionInfo};
 
 use self::held::{Right, State};
@@ -47,6 +47,8 @@ use crate::{
 ///   What it evicts, and what others delete, listeners hear as `deleted_by_manager`, a moment later.
 /// - A chunk that is not what was stored ([`MaruL1Config::verify`]) cannot be read by who has locked
 ///   it, and is a miss from then on. Whoever reads by its offset looks for itself.
+/// - With [`MaruL1Config::outside_writers`], what is staged and has not expired is not taken from its
+///   writer by `force` either; at the close it is left to the server, which quarantines it.
 /// - A server that does not answer makes reads misses, writes `OUT_OF_MEMORY`, and the end of a write
 ///   `KEY_IN_WRONG_STATE`: then the chunk is stored, whole, or it is not.
 ///
@@ -243,6 +245,11 @@ impl Shared {
         Changing { shared: self, keys }
     }
 
+    /// Whether others may still write to what is staged, whatever becomes of this manager.
+    fn has_outside_writers(&self) -> bool {
+        self.config.maru.as_ref().is_some_and(|maru| maru.outside_writers)
+    }
+
     fn read_ttl(&self) -> Duration {
         self.config.read_ttl
     }
@@ -407,7 +414,11 @@ impl L1Manager for MaruL1Manager {
                 state.held.drain().filter_map(|(_, held)| held.page.end()).collect();
             (discarded, ended)
         };
-        drop(discarded);
+        if shared.has_outside_writers() {
+            discarded.into_iter().for_each(ReservedPage::leave);
+        } else {
+            drop(discarded);
+        }
         shared.pool.give_back(ended);
         shared.touched.close();
         shared.pool.close();

@@ -14,13 +14,14 @@ impl Shared {
     /// One round trip, and one more where something of this manager has to be given back first.
     pub(super) fn delete(&self, keys: &[ObjectKey], force: bool) -> Outcomes<()> {
         let _changing = self.changing(keys);
+        let reclaims_live = force && !self.has_outside_writers();
         let (mut discarded, mut ended, mut asked) = (Vec::new(), Vec::new(), Vec::new());
         let mut outcomes: Outcomes<()> = self.locked(|state, now| {
             let delete = |(index, key): (usize, &ObjectKey)| {
                 if state.closed {
                     return Err(L1Error::KeyNotExist);
                 }
-                let reclaimed = state.staging.reclaim(now, key, force);
+                let reclaimed = state.staging.reclaim(now, key, reclaims_live);
                 let reclaimed_some = !reclaimed.is_empty();
                 discarded.extend(reclaimed);
                 if state.staging.contains(key) {
@@ -66,11 +67,12 @@ impl Shared {
     }
 
     pub(super) fn clear(&self, force: bool) {
+        let reclaims_live = force && !self.has_outside_writers();
         let (mut discarded, mut ended) = (Vec::new(), Vec::new());
         let (mut reclaimed, mut cleared) = (BTreeSet::new(), BTreeSet::new());
         self.locked(|state, now| {
             for key in state.staging.keys() {
-                let pages = state.staging.reclaim(now, &key, force);
+                let pages = state.staging.reclaim(now, &key, reclaims_live);
                 if !pages.is_empty() {
                     discarded.extend(pages);
                     reclaimed.insert(key);
