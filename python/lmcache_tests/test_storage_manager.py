@@ -94,6 +94,15 @@ def test_through_l2_and_back(server: Server, tmp_path: Path, policy: str) -> Non
         peer.close()
         manager.close()
     assert l1.get_l1_memory_desc() is None
+    # One that never stored such chunks, and so learns of them from what it loads.
+    anew, fresh = storage(server, tmp_path, policy)
+    fresh.clear()
+    try:
+        result = prefetch(anew, KEYS)
+        assert (result.l1_hit_count, result.l2_hit_count) == (0, 4)
+        check_and_release(anew, result.l1_owners)
+    finally:
+        anew.close()
 
 
 class Looks:

@@ -251,8 +251,9 @@ class MaruL1Manager(L1ManagerInterface):
             raise ValueError(f"mode={mode!r}: chunks are written once, so it can only be 'new'")
         if len(keys) != len(is_temporary):
             raise ValueError(f"{len(keys)} keys but {len(is_temporary)} is_temporary flags")
-        stays = [key for key, passes in zip(keys, is_temporary, strict=True) if not passes]
-        layout = self._layouts.learn(stays, layout_desc)
+        stay = [key for key, passes in zip(keys, is_temporary, strict=True) if not passes]
+        passing = [key for key, passes in zip(keys, is_temporary, strict=True) if passes]
+        layout = self._layouts.learn(layout_desc, stay, passing)
         chunks = self._native.reserve_write(keys, is_temporary, layout.size_bytes, tag)
         results = self._results(keys, chunks, self._write_pool, lambda *_: layout)
         staged = [key for key, (error, _) in results.items() if error is L1Error.SUCCESS]

@@ -8,8 +8,6 @@ import torch
 from lmcache.utils import get_size_bytes
 from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
 
-# (model, kv rank's world size, object group, bytes): chunks of equal places are alike.
-_Place = tuple[str, int, int, int]
 LayoutSource = Callable[[ObjectKey], MemoryLayoutDesc | None]
 
 
@@ -41,6 +39,10 @@ def world_size(key: ObjectKey) -> int:
     return (key.kv_rank >> 24) & 0xFF
 
 
+def _place(key: ObjectKey) -> tuple[str, int, int]:
+    return key.model_name, world_size(key), key.object_group_id
+
+
 class Layouts:
     """The layouts that are known. The pool keeps bytes; what another instance
     wrote is seen as what is written here under such keys, or as the workers of
@@ -53,20 +55,24 @@ class Layouts:
     def __init__(self, source: LayoutSource | None = None) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self._known: dict[_Place, Layout] = {}
+        # By model, kv rank's world size, object group, and bytes.
+        self._known: dict[tuple[str, int, int, int], Layout] = {}
         # By bytes alone: what was registered without saying for which keys.
         self._by_bytes: dict[int, Layout] = {}
         self._last: dict[tuple[str, int, int], int] = {}
 
-    def learn(self, keys: list[ObjectKey], desc: MemoryLayoutDesc) -> Layout:
-        """Chunks of these keys are written so."""
+    def learn(
+        self, desc: MemoryLayoutDesc, stay: list[ObjectKey], passing: list[ObjectKey]
+    ) -> Layout:
+        """Chunks are written so: some that stay, and temporary ones. What passes may be
+        anything that LMCache makes of a chunk, so it teaches only where nothing is known."""
         layout = Layout.of(desc)
         with self._lock:
-            for model, size, group in {
-                (key.model_name, world_size(key), key.object_group_id) for key in keys
-            }:
-                self._known[model, size, group, layout.size_bytes] = layout
-                self._last[model, size, group] = layout.size_bytes
+            for place in {_place(key) for key in stay}:
+                self._known[(*place, layout.size_bytes)] = layout
+                self._last[place] = layout.size_bytes
+            for place in {_place(key) for key in passing}:
+                self._known.setdefault((*place, layout.size_bytes), layout)
         return layout
 
     def register(self, desc: MemoryLayoutDesc) -> Layout:
@@ -78,15 +84,14 @@ class Layouts:
 
     def find(self, key: ObjectKey, size_bytes: int) -> Layout:
         """The layout of a chunk; flat bytes if none of that size is known."""
-        place = (key.model_name, world_size(key), key.object_group_id, size_bytes)
-        layout = self._known.get(place)
+        layout = self._known.get((*_place(key), size_bytes))
         if layout is not None:
             return layout
         desc = self._source(key) if self._source is not None else None
         if desc is not None and get_size_bytes(desc.shapes, desc.dtypes) == size_bytes:
-            return self.learn([key], desc)
+            return self.learn(desc, [key], [])
         return self._by_bytes.get(size_bytes) or Layout.opaque(size_bytes)
 
     def size_of(self, key: ObjectKey) -> int:
-        """Bytes of such a chunk as it was last written or read here; 0 if never."""
-        return self._last.get((key.model_name, world_size(key), key.object_group_id), 0)
+        """Bytes of such a chunk as it was last seen here; 0 if never."""
+        return self._last.get(_place(key), 0)
