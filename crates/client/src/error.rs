@@ -75,7 +75,8 @@ pub enum ClientError {
     },
     /// The server has another pool than before, and places in the first were handed out.
     #[error(
-        "the server at {endpoint} has another pool than before, and what was handed out of the first means nothing in it: restart this instance"
+        "the server at {endpoint} has another pool than before, and what was handed out of the first \
+         means nothing in it: restart this instance"
     )]
     OtherPool {
         /// Where it is.
