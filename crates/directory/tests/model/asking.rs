@@ -20,7 +20,8 @@ impl World {
             Ask::Commit { handles, length, pins, names } => {
                 let items = self.items(id, handles, *length);
                 // Now and then one too few.
-                let count = names.map_or(0, |first| items.len() - usize::from(first == 99));
+                let count =
+                    names.map_or(0, |first| items.len().saturating_sub(usize::from(first == 99)));
                 let first = names.unwrap_or_default();
                 let names = (0..=u8::MAX).map(|n| first.wrapping_add(n)).take(count);
                 let names: Vec<u8> = names.collect();
