@@ -21,7 +21,7 @@ pub(crate) struct LmCache {
     #[arg(long, default_value_t = 60, value_name = "N")]
     soak_seconds: u32,
     /// How many requests are timed on each L1.
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = 6, value_name = "N")]
     timed_requests: u32,
 }
 
