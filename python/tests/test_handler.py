@@ -239,3 +239,33 @@ def test_closing_gives_everything_back(server: Server) -> None:
     assert found is not None
     del found, handle
     client.close()
+
+
+def test_chunks_of_other_sizes_are_told_apart(server: Server) -> None:
+    """A region is cut for its writer's pages, whatever its reader's are."""
+    with (
+        MaruHandler(MaruConfig(server.url, chunk_size_bytes=4096)) as small,
+        handler(server) as pool,
+    ):
+        for n in range(4):
+            put(small, f"k{n}", bytes([n]) * 4096)
+        found = [pool.retrieve(f"k{n}") for n in range(4)]
+        places = {(info.region_id, info.page_index) for info in found if info is not None}
+        assert len(places) == 4
+        for n, info in enumerate(found):
+            assert info is not None
+            page = pool.page_at(info.region_id, info.page_index)
+            assert page is info.page
+            assert bytes(memoryview(page)[:1]) == bytes([n])
+
+
+def test_two_who_look_at_one_chunk_do_not_lose_it_for_each_other(server: Server) -> None:
+    with handler(server) as pool:
+        put(pool, "k")
+        first, second = pool.retrieve("k"), pool.retrieve("k")
+        assert first is not None
+        assert second is not None
+        place = second.region_id, second.page_index
+        del second
+        gc.collect()
+        assert pool.page_at(*place) is first.page
