@@ -194,7 +194,7 @@ def test_the_first_contract_is_understood(l1: MaruL1Manager) -> None:
     for _ in range(3):
         assert l1.finish_read(KEYS[:1]) == {KEYS[0]: L1Error.SUCCESS}
     assert l1.finish_read(KEYS[:1]) != {KEYS[0]: L1Error.SUCCESS}
-    with pytest.raises(ValueError, match="whole tokens"):
+    with pytest.raises(ValueError, match="tokens a chunk"):
         l1.register_kv_layout(LAYOUT, 7)
     huge = MemoryLayoutDesc([torch.Size([1 << 30])], [torch.uint8])
     with pytest.raises(ValueError, match="region-size"):

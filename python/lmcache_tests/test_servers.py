@@ -132,7 +132,11 @@ def test_what_a_worker_has_not_finished_nobody_sees(shm_pair: Pair) -> None:
     [
         (("--maru-pool-size-gb", "3"), 2, "--maru-pool-size-gb without --maru-server-url"),
         (("--maru-server-url", "nonsense"), 2, "maru://HOST:PORT"),
-        (("--maru-server-url", "/tmp/x", "--maru-pool-size-gb", "0"), 2, "pool_size_gb"),
+        (
+            ("--maru-server-url", "/nowhere/maru.sock", "--maru-pool-size-gb", "0"),
+            2,
+            "pool_size_gb",
+        ),
         (("--maru-server-url", "/nowhere/maru.sock"), 1, "start one with `maru serve`"),
     ],
 )

@@ -96,22 +96,6 @@ pub(crate) struct Chunk {
 
 #[pymethods]
 impl Chunk {
-    #[getter]
-    fn id(&self) -> usize {
-        match &self.object {
-            Object::Read(object) => object.id(),
-            Object::Write(object) => object.id(),
-        }
-    }
-
-    #[getter]
-    fn offset(&self) -> u64 {
-        match &self.object {
-            Object::Read(object) => object.offset(),
-            Object::Write(object) => object.offset(),
-        }
-    }
-
     fn __len__(&self) -> usize {
         let bytes = match &self.object {
             Object::Read(object) => object.bytes(),
@@ -314,6 +298,18 @@ impl L1Manager {
     fn register_listener(&self, py: Python<'_>, listener: Py<PyAny>) {
         let listener = Arc::new(Listener(listener));
         self.work(py, |manager| manager.register_listener(listener));
+    }
+
+    fn register_kv_layout(
+        &self,
+        py: Python<'_>,
+        chunk_bytes: u64,
+        tokens_per_chunk: u64,
+    ) -> PyResult<u64> {
+        let manager = self.shared()?;
+        let layout = MemoryLayoutDesc::opaque(chunk_bytes).map_err(wrong)?;
+        let register = || manager.register_kv_layout(&layout, tokens_per_chunk);
+        py.detach(register).map_err(cannot_start)
     }
 
     #[pyo3(signature = (keys, read_locks=1))]

@@ -112,11 +112,6 @@ impl PoolMemory {
 
 #[pymethods]
 impl PoolMemory {
-    #[getter]
-    fn address(&self) -> usize {
-        self.view.address()
-    }
-
     fn __len__(&self) -> usize {
         usize::try_from(self.view.bytes()).unwrap_or(usize::MAX)
     }

@@ -391,9 +391,10 @@ impl Client {
         self.link.confirm(&mapped.session)
     }
 
-    /// The pool's memory, as this process has it mapped.
+    /// The pool's memory, as this process has it mapped. Asks nobody: it is that of the session that
+    /// was begun last, whether or not that lives.
     pub fn memory(&self) -> Result<PoolMemory, ClientError> {
-        let mapped = self.link.session()?;
+        let mapped = self.link.mapped().map_or_else(|| self.link.session(), Ok)?;
         let Memory { topology, mapping, .. } = &*mapped.memory;
         Ok(PoolMemory { mapping: Arc::clone(mapping), topology: topology.clone() })
     }

@@ -38,7 +38,7 @@ impl Ticket {
         &self.home.mapped.session
     }
 
-    pub(crate) fn mapping(&self) -> &Arc<PoolMapping> {
+    fn mapping(&self) -> &Arc<PoolMapping> {
         &self.home.mapped.memory.mapping
     }
 

@@ -142,8 +142,6 @@ pub(crate) struct Slot<B> {
     writing: AtomicBool,
     /// Nobody may write any more: a writer that is at it takes the memory along.
     over: AtomicBool,
-    /// The memory was taken.
-    taken: AtomicBool,
 }
 
 impl<B: WriteBuffer + 'static> Slot<B> {
@@ -154,7 +152,6 @@ impl<B: WriteBuffer + 'static> Slot<B> {
             buffer: Mutex::new(Some(buffer)),
             writing: AtomicBool::new(false),
             over: AtomicBool::new(false),
-            taken: AtomicBool::new(false),
         });
         let object = WriteObject { slot: Arc::clone(&slot) as Arc<dyn WriteSlot>, bytes, offset };
         (slot, object)
@@ -163,7 +160,7 @@ impl<B: WriteBuffer + 'static> Slot<B> {
     /// Takes the memory from the writer, for good; `None` while the writer is at it.
     pub(crate) fn take(&self) -> Option<B> {
         let buffer = self.idle()?.take()?;
-        self.taken.store(true, Ordering::SeqCst);
+        self.over.store(true, Ordering::SeqCst);
         Some(buffer)
     }
 
@@ -218,7 +215,7 @@ impl<B: WriteBuffer> WriteSlot for Slot<B> {
     }
 
     fn is_open(&self) -> bool {
-        !self.over.load(Ordering::SeqCst) && !self.taken.load(Ordering::SeqCst)
+        !self.over.load(Ordering::SeqCst)
     }
 }
 

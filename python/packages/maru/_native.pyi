@@ -125,7 +125,7 @@ class PinnedPage(Buffer):
         """Gives the pin back, now. ``BufferError`` while a view of it lives."""
 
 @final
-class PinnedPages(Sequence[PinnedPage | None]):
+class PinnedPages:
     """What an ``acquire`` found, by key: ``None`` for a miss. Pages are made
     when they are asked for."""
 
@@ -133,7 +133,7 @@ class PinnedPages(Sequence[PinnedPage | None]):
     def hits(self) -> int: ...
     def is_hit(self, index: int) -> bool: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> PinnedPage | None: ...  # type: ignore[override]
+    def __getitem__(self, index: int, /) -> PinnedPage | None: ...
 
 @final
 class ReservedPage(Buffer):
@@ -172,8 +172,6 @@ class PoolMemory(Buffer):
     """The whole pool as one buffer; it stays mapped as long as this or a view of
     it lives."""
 
-    @property
-    def address(self) -> int: ...
     def __len__(self) -> int: ...
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -269,12 +267,6 @@ class Chunk:
     """One chunk of an L1: staged, or read-locked."""
 
     @property
-    def id(self) -> int:
-        """Equal for objects of one chunk that are there at the same time."""
-    @property
-    def offset(self) -> int:
-        """Where it lies in the L1's buffer, in bytes."""
-    @property
     def is_writable(self) -> bool: ...
     def __len__(self) -> int: ...
     def is_open(self) -> bool:
@@ -294,7 +286,8 @@ class Chunks:
         """LMCache's ``L1Error`` for each key, by its number: 1 is success."""
     def __len__(self) -> int: ...
     def place(self, index: int) -> tuple[int, int, int]:
-        """Of a success: its id, its offset in the L1's buffer, its bytes."""
+        """Of a success: its id, equal for objects of one chunk that are there at the
+        same time; its offset in the L1's buffer; its bytes."""
     def chunk(self, index: int) -> Chunk:
         """Of a success: the chunk."""
 
@@ -336,6 +329,9 @@ class L1Manager:
         """Tells an object's ``on_l1_keys_*`` methods what happens, with lists of key
         strings; and ``on_l1_deletions_missed()`` when others' may have gone
         untold."""
+    def register_kv_layout(self, chunk_bytes: int, tokens_per_chunk: int) -> int:
+        """Bytes of a token. ``ValueError`` if such chunks are not of whole tokens, or
+        cannot be stored in the pool."""
     def reserve_read(self, keys: Sequence[Any], read_locks: int = 1) -> Chunks: ...
     def unsafe_read(self, keys: Sequence[Any]) -> Chunks: ...
     def finish_read(self, keys: Sequence[Any], read_locks: int = 1) -> bytes: ...

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import fields
 
 from lmcache.cli.commands.server import ServerCommand
 
@@ -112,21 +113,9 @@ def maru_settings(args: argparse.Namespace) -> dict[str, object] | None:
     Raises:
         ValueError: A flag makes no sense.
     """
-    names = {
-        "server_url",
-        "pool_size_gb",
-        "instance_id",
-        "auto_expand",
-        "timeout_ms",
-        "max_inflight",
-        "eager_map",
-        "verify",
-        "host_id",
-        "shared_memory",
-        "visibility_plugin",
-    }
-    given = {name: getattr(args, f"maru_{name}") for name in names}
-    settings = {name: value for name, value in sorted(given.items()) if value is not None}
+    names = [field.name for field in fields(MaruL1Config)]
+    given = {name: getattr(args, f"maru_{name}", None) for name in names}
+    settings = {name: value for name, value in given.items() if value is not None}
     if not settings:
         return None
     if "server_url" not in settings:

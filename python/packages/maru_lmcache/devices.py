@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lmcache.v1.distributed.api import L1BackendType
 from lmcache.v1.distributed.error import L1ReconfigureError
 from lmcache.v1.memory_allocators.devdax_memory_allocator import (
     DevDaxArenaState,
@@ -26,19 +25,6 @@ def not_here(what: str) -> L1ReconfigureError:
     )
 
 
-def capacity(topology: dict[str, Any]) -> dict[L1BackendType, int]:
-    """Bytes of the pool's devices, by the kind of memory."""
-    found: dict[L1BackendType, int] = {}
-    for device in topology["devices"]:
-        kind = L1BackendType.DEVDAX if _is_dax(device) else L1BackendType.DRAM
-        found[kind] = found.get(kind, 0) + device["bytes"]
-    return found
-
-
-def _is_dax(device: dict[str, Any]) -> bool:
-    return str(device["path"]).startswith("/dev/dax")
-
-
 def statuses(topology: dict[str, Any], manager: L1Manager) -> list[DevDaxArenaStatus]:
     """The pool's DAX devices, with what lies on them.
 
@@ -47,7 +33,7 @@ def statuses(topology: dict[str, Any], manager: L1Manager) -> list[DevDaxArenaSt
             on them (503).
     """
     devices: list[dict[str, Any]] = topology["devices"]
-    dax = [device for device in devices if _is_dax(device)]
+    dax = [device for device in devices if device["path"].startswith("/dev/dax")]
     if not dax:
         raise L1ReconfigureError(
             409, "the pool is not on DAX devices, but on: " + ", ".join(d["path"] for d in devices)

@@ -155,7 +155,7 @@ class MaruL1Manager(L1ManagerInterface):
         )
 
     def _backend(self) -> L1BackendType:
-        capacity = devices.capacity(self._topology)
+        capacity = self.get_capacity_bytes_by_backend()
         return max(capacity, key=lambda kind: capacity[kind], default=L1BackendType.DRAM)
 
     def _register_with_gpu(self) -> cuda.Registration | None:
@@ -197,16 +197,7 @@ class MaruL1Manager(L1ManagerInterface):
                 largest page.
         """
         layout = self._layouts.register(layout_desc)
-        size = layout.size_bytes
-        if tokens_per_chunk < 1 or size < 1 or size % tokens_per_chunk:
-            raise ValueError(f"{size} bytes a chunk are not {tokens_per_chunk} whole tokens")
-        largest = max((region["bytes"] for region in self._native.regions()), default=0)
-        if size > largest:
-            raise ValueError(
-                f"a chunk has {size} bytes, and the pool's largest page {largest}: give the "
-                "server a larger --region-size, or the model fewer tokens a chunk"
-            )
-        return size // tokens_per_chunk
+        return self._native.register_kv_layout(layout.size_bytes, tokens_per_chunk)
 
     # Reading
 
@@ -336,7 +327,8 @@ class MaruL1Manager(L1ManagerInterface):
 
     def get_capacity_bytes_by_backend(self) -> dict[L1BackendType, int]:
         """Bytes of the pool's devices, by the kind of memory."""
-        return devices.capacity(self._topology)
+        capacity = self._native.capacity_bytes_by_backend()
+        return {L1BackendType(kind): size for kind, size in capacity.items()}
 
     def get_l1_memory_desc(self) -> L1MemoryDesc | None:
         """The pool as the one buffer that it is, for adapters that register memory.

@@ -131,6 +131,11 @@ impl Link {
         self.lock().conversation.session().cloned()
     }
 
+    /// The same with its memory.
+    pub(crate) fn mapped(&self) -> Option<Arc<MappedSession>> {
+        self.lock().mapped.clone()
+    }
+
     /// The connection's socket, if there is a connection.
     pub(crate) fn stream(&self) -> Option<Arc<Stream>> {
         self.lock().stream.clone()
